@@ -1,0 +1,152 @@
+"""The workers' ledgers: what each one did and when, as lines of JSON that are only ever added to.
+
+Knows lines and counters; must never know engines, shards or rows, and no promise rests on it.
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from seedx_batch.errors import StorageError
+
+COUNTERS = (
+    "num_rows",
+    "num_errors",
+    "num_deduplicated",
+    "num_prompt_tokens",
+    "num_output_tokens",
+    "busy_s",
+    "idle_s",
+    "load_s",
+)
+"""What grows within a launch and adds up over launches and ranks."""
+
+_TAIL_NUM_BYTES = 4096
+"""How much of a ledger's end is read at first in search of its last line."""
+
+
+class Ledger:
+    """One worker's ledger; a line says which start of the worker wrote it, what happened, and when (Unix time).
+
+    Not synced to the disk: a killed process loses no line, a power cut may cost the last ones.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.launch = uuid.uuid4().hex
+        self._fd: int | None = None
+
+    def write(self, event: str, **values: Any) -> None:
+        """Adds one line by one write, so that whoever reads meanwhile sees it whole.
+
+        Raises:
+            StorageError: the line cannot be written.
+        """
+        # launch and event come first because totals() tells lines apart by how they begin.
+        line = {"launch": self.launch, "event": event, "t": round(time.time(), 3), **values}
+        text = (json.dumps(line) + "\n").encode()
+        try:
+            if self._fd is None:
+                self._fd = _open(self.path)
+            num_written = os.write(self._fd, text)
+        except OSError as error:
+            raise StorageError(_cannot_write(self.path, error.strerror)) from error
+        if num_written < len(text):
+            raise StorageError(_cannot_write(self.path, "a line could be written only in part"))
+
+    def close(self) -> None:
+        """Closes the file; a later `write` opens it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines in order of writing, without those that a crash has torn; none if there is no ledger.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    return _parse(_read(path).split(b"\n"))
+
+
+def read_last(path: Path) -> dict[str, Any] | None:
+    """The last whole line, found from the file's end; None if there is none.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    num_bytes = _TAIL_NUM_BYTES
+    while True:
+        tail = _read(path, num_bytes)
+        # What the tail begins with may be the end of a longer line, which is never an object by itself.
+        lines = _parse(tail.split(b"\n"))
+        if lines or len(tail) < num_bytes:
+            return lines[-1] if lines else None
+        num_bytes *= 4
+
+
+def totals(folder: Path) -> dict[str, float]:
+    """The `COUNTERS` of all ranks and launches, added up; 0 for one that no line has.
+
+    A launch counts with its last `checkpoint` line and with its `loaded` line. Times are of one engine each, so that
+    their sum is device time.
+
+    Raises:
+        StorageError: a ledger cannot be read.
+    """
+    sums: dict[str, float] = dict.fromkeys(COUNTERS, 0)
+    for path in sorted(folder.glob("rank-*.jsonl")):
+        last: dict[bytes, bytes] = {}
+        for line in _read(path).split(b"\n"):
+            # Parsing every line of a week's run would take a second, and a progress bar asks twice a second.
+            if line.endswith(b"}"):
+                last[line.partition(b', "t": ')[0]] = line
+        for values in _parse(last.values()):
+            if values["event"] in ("checkpoint", "loaded"):
+                for name in COUNTERS:
+                    sums[name] += values.get(name, 0)
+    return sums
+
+
+def _open(path: Path) -> int:
+    """A descriptor that appends to the ledger; a line that a crash has left without its end is ended first."""
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    num_bytes = os.fstat(fd).st_size
+    if num_bytes and os.pread(fd, 1, num_bytes - 1) != b"\n":
+        os.write(fd, b"\n")
+    return fd
+
+
+def _read(path: Path, num_bytes: int | None = None) -> bytes:
+    """The file's last so many bytes, or all of them; nothing if there is no file."""
+    try:
+        with path.open("rb") as file:
+            if num_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+            return file.read(-1 if num_bytes is None else num_bytes)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+
+
+def _parse(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The lines that are JSON objects with an event: a torn line is none, as no object begins with a shorter one."""
+    parsed = []
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and "event" in values:
+            parsed.append(values)
+    return parsed
+
+
+def _cannot_write(path: Path, reason: str | None) -> str:
+    return f"{path}: {reason}; free space and run the same command again; finished rows are kept"

@@ -1,0 +1,278 @@
+"""The run directory: where everything lies, who may write there, and how a file appears whole or not at all.
+
+Must never know what is inside the files: no rows, no engine, no prompts.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from seedx_batch.errors import RunDirectoryBusy, StorageError
+
+_PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+_JOURNAL = re.compile(r"shard-(\d{5,})\.journal")
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF}
+_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
+class RunDirectory:
+    """One run directory: its paths, its lock, and the ways a file gets into it.
+
+    README.md  job.yaml  plan.json  stats.parquet  report.html
+    data/part-00012-of-00040.parquet
+    .state/  journal/  ledger/  logs/  tmp/  lock  lock.json
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.card = self.path / "README.md"
+        self.job = self.path / "job.yaml"
+        self.plan = self.path / "plan.json"
+        self.stats = self.path / "stats.parquet"
+        self.report = self.path / "report.html"
+        self.parts = self.path / "data"
+        self.journals = self.path / ".state" / "journal"
+        self.ledgers = self.path / ".state" / "ledger"
+        self.logs = self.path / ".state" / "logs"
+        self._tmp = self.path / ".state" / "tmp"
+        self._lock = self.path / ".state" / "lock"
+        self._holder = self.path / ".state" / "lock.json"
+
+    @staticmethod
+    def part_name(index: int, num_shards: int) -> str:
+        """A part's file name; all names of a run are equally long, so that they sort as the shards do."""
+        width = max(5, len(str(num_shards)))
+        return f"part-{index:0{width}d}-of-{num_shards:0{width}d}.parquet"
+
+    def part(self, index: int, num_shards: int) -> Path:
+        """Where a shard's part is, once it is committed."""
+        return self.parts / self.part_name(index, num_shards)
+
+    def journal(self, index: int) -> Path:
+        """Where a shard's journal is, while it has one."""
+        return self.journals / f"shard-{index:05d}.journal"
+
+    def ledger(self, rank: int) -> Path:
+        """Where a worker's ledger is."""
+        return self.ledgers / f"rank-{rank:05d}.jsonl"
+
+    def log(self, rank: int) -> Path:
+        """Where a worker's output goes."""
+        return self.logs / f"rank-{rank:05d}.log"
+
+    def temporary(self, name: str) -> Path:
+        """A path that nobody else uses, on the same file system; `sweep` removes what a crash leaves there."""
+        return self._tmp / f"{name}.{uuid.uuid4().hex}"
+
+    def committed(self) -> set[int]:
+        """The indices of the shards that have a part.
+
+        Raises:
+            StorageError: the folder cannot be read, or holds parts of differently cut plans.
+        """
+        found = _numbered(self.parts, _PART)
+        totals = {int(match[2]) for match in found}
+        if len(totals) > 1:
+            raise StorageError(
+                f"{self.parts}: holds parts of plans with {' and '.join(map(str, sorted(totals)))} shards; "
+                "move those away that do not belong to this run"
+            )
+        return {int(match[1]) for match in found}
+
+    def journaled(self) -> set[int]:
+        """The indices of the shards that have a journal."""
+        return {int(match[1]) for match in _numbered(self.journals, _JOURNAL)}
+
+    def create(self) -> None:
+        """Makes the folders that are not there yet.
+
+        Raises:
+            StorageError: they cannot be made.
+        """
+        for folder in (self.parts, self.journals, self.ledgers, self.logs, self._tmp):
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[int]:
+        """Holds the run directory for one run; gives the lock's descriptor, and a child that inherits it holds it too.
+
+        Raises:
+            RunDirectoryBusy: another run holds it; the message names that one.
+            StorageError: the lock cannot be written, or the file system has no locks.
+        """
+        with _writing(self._lock):
+            fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunDirectoryBusy(f"{self.path}: {self._tell_holder()}") from error
+            except OSError as error:
+                remedy = "mount it with locks (Lustre: -o flock), or choose a run_dir on another file system"
+                raise StorageError(f"{self._lock}: {error.strerror}; {remedy}") from error
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": _now()}
+            self.write_text(self._holder, json.dumps(holder))
+            yield fd
+        finally:
+            os.close(fd)
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Writes a small file of the run directory in one atomic step, over an earlier one too.
+
+        Raises:
+            StorageError: it cannot be written; the earlier one is then untouched.
+        """
+        tmp = self.temporary(path.name)
+        with _writing(path):
+            tmp.write_bytes(text.encode())
+        self.replace(tmp, path)
+
+    def read_text(self, path: Path) -> str:
+        """A small file of the run directory.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}; restore it, or start over in a new run_dir") from error
+        except UnicodeDecodeError as error:
+            raise StorageError(f"{path}: is damaged ({error}); restore it, or start over in a new run_dir") from error
+
+    def replace(self, tmp: Path, final: Path) -> None:
+        """Syncs a temporary file and puts it in a final place, over what is there.
+
+        Raises:
+            StorageError: that failed; what was there is then untouched.
+        """
+        with _writing(final):
+            _sync(tmp)
+            os.replace(tmp, final)
+            _sync_folder(final.parent)
+
+    def publish(self, tmp: Path, final: Path) -> bool:
+        """Puts a whole, synced temporary file in a final place, never over a file that is there.
+
+        Where the file system has no hard links, looking whether a file is there and renaming are two steps; only the
+        run's lock then keeps others out between them.
+
+        Returns:
+            Whether this file is the one; False if another was there first. The temporary file is gone either way.
+
+        Raises:
+            StorageError: that failed.
+        """
+        with _writing(final):
+            is_ours = _link(tmp, final)
+            tmp.unlink(missing_ok=True)
+            _sync_folder(final.parent)
+        return is_ours
+
+    def sweep(self) -> None:
+        """Removes what crashes have left: temporary files, journals of committed shards; only for the lock's holder.
+
+        Raises:
+            StorageError: a file cannot be removed.
+        """
+        with _writing(self._tmp):
+            for path in self._tmp.iterdir():
+                path.unlink()
+        for index in self.journaled() & self.committed():
+            with _writing(self.journal(index)):
+                self.journal(index).unlink()
+
+    def _tell_holder(self) -> str:
+        """Who holds the lock, as far as is known, and what to do."""
+        try:
+            holder = json.loads(self._holder.read_bytes())
+            pid, host, started_at = int(holder["pid"]), str(holder["host"]), str(holder["started_at"])
+        except (OSError, ValueError, KeyError, TypeError):  # the other has the lock, but has not told its name yet
+            return f"another run holds it; wait for its end (`fuser {self._lock}` names it)"
+        if host == socket.gethostname() and not _is_alive(pid):
+            return (
+                f"the run of process {pid}, started at {started_at}, is gone, but a worker of it still saves its rows; "
+                f"wait for its end (`fuser {self._lock}` names it)"
+            )
+        return f"process {pid} on {host} holds it since {started_at}; wait for its end, or stop it"
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    """The names in a folder that match; none if there is no folder."""
+    try:
+        return [match for name in os.listdir(folder) if (match := pattern.fullmatch(name))]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}") from error
+
+
+def _link(tmp: Path, final: Path) -> bool:
+    """Makes a file visible under its final name, unless that is taken; whether it is this file that has the name."""
+    try:
+        os.link(tmp, final)
+    except FileExistsError:
+        # NFS may carry out a request, lose the answer, and refuse the repetition.
+        return os.path.samefile(tmp, final)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if final.exists():
+            return False
+        os.rename(tmp, final)
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file is on disk; a failure is final, as the kernel may have dropped what it could not write."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until a folder's entries are on disk, on file systems that know such a thing."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tells a failed write as a StorageError: where, what, what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_RIGHT:
+            remedy = "make it writable, or choose another run_dir"
+        else:
+            remedy = "free space and run the same command again; finished rows are kept"
+        raise StorageError(f"{path}: {error.strerror}; {remedy}") from error
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
