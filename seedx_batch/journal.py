@@ -8,22 +8,20 @@ A journal is a file of frames, each a header and a payload, and is only ever app
     an Arrow IPC stream of one batch, with its schema and the job's fingerprint in the schema's metadata
 """
 
-import errno
 import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 
+from seedx_batch.durable import sync_folder, writing
 from seedx_batch.errors import StorageError
 
 _HEADER = struct.Struct("<4sIII")
 _COUNTS = struct.Struct("<II")
 _MAGIC = b"SXJ1"
-_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF}
 
 
 class Journal:
@@ -47,7 +45,7 @@ class Journal:
         """
         if not self.path.exists():
             return []
-        with _storing(self.path):
+        with writing(self.path):
             text = self.path.read_bytes()
             batches, num_bytes = [], 0
             for payload in _payloads(text):
@@ -70,7 +68,7 @@ class Journal:
             raise StorageError(f"{self.path}: an earlier write failed; run the same command again")
         frame = self._encode(batch)
         self._has_failed = True
-        with _storing(self.path):
+        with writing(self.path):
             if self._fd is None:
                 self._fd = self._open()
             while frame:
@@ -85,7 +83,7 @@ class Journal:
             StorageError: it cannot be deleted.
         """
         self.close()
-        with _storing(self.path):
+        with writing(self.path):
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -98,7 +96,7 @@ class Journal:
         """A descriptor that appends after the last whole frame: behind a torn one nothing would ever be found."""
         self.read()
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         return fd
 
     def _encode(self, batch: pa.RecordBatch) -> memoryview:
@@ -162,25 +160,3 @@ def _payloads(text: bytes) -> Iterator[memoryview]:
             return
         yield payload
         position += _HEADER.size + length
-
-
-def _sync_folder(folder: Path) -> None:
-    """Waits until a new file's name is on disk, on file systems that know such a thing."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
-            raise
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _storing(path: Path) -> Iterator[None]:
-    """Tells what the file system refuses as a StorageError: where, what, what to do."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "free space and run the same command again; finished rows are kept"
-        raise StorageError(f"{path}: {error.strerror or error}; {remedy}") from error

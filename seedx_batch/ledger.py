@@ -3,6 +3,7 @@
 Knows lines and counters; must never know engines, shards or rows, and no promise rests on it.
 """
 
+import errno
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from seedx_batch.durable import writing
 from seedx_batch.errors import StorageError
 
 COUNTERS = (
@@ -49,14 +51,11 @@ class Ledger:
         # launch and event come first because totals() tells lines apart by how they begin.
         line = {"launch": self.launch, "event": event, "t": round(time.time(), 3), **values}
         text = (json.dumps(line) + "\n").encode()
-        try:
+        with writing(self.path):
             if self._fd is None:
                 self._fd = _open(self.path)
-            num_written = os.write(self._fd, text)
-        except OSError as error:
-            raise StorageError(_cannot_write(self.path, error.strerror)) from error
-        if num_written < len(text):
-            raise StorageError(_cannot_write(self.path, "a line could be written only in part"))
+            if os.write(self._fd, text) < len(text):
+                raise OSError(errno.ENOSPC, "a line could be written only in part")
 
     def close(self) -> None:
         """Closes the file; a later `write` opens it again."""
@@ -146,7 +145,3 @@ def _parse(lines: Iterable[bytes]) -> list[dict[str, Any]]:
         if isinstance(values, dict) and "event" in values:
             parsed.append(values)
     return parsed
-
-
-def _cannot_write(path: Path, reason: str | None) -> str:
-    return f"{path}: {reason}; free space and run the same command again; finished rows are kept"

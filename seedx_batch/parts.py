@@ -14,6 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seedx_batch.durable import writing
 from seedx_batch.errors import Fault, SpecError, StorageError
 from seedx_batch.records import Candidate, Completion, RowKey, Shard
 from seedx_batch.stats import TokenStats
@@ -303,14 +304,10 @@ def write_part(tmp: Path, table: pa.Table, footer: Footer) -> None:
         raise RuntimeError(f"{tmp}: {table.num_rows} rows for {footer.shard}, {footer.stats.num_rows} rows counted")
     text = json.dumps(footer.to_json(), ensure_ascii=False, separators=(",", ":"))
     table = table.replace_schema_metadata({_FOOTER_KEY: text.encode()})
-    try:
-        with tmp.open("wb") as file:
-            pq.write_table(table, file, row_group_size=_ROWS_PER_GROUP, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        remedy = "free space and run the same command again; finished rows are kept"
-        raise StorageError(f"{tmp}: {error.strerror or error}; {remedy}") from error
+    with writing(tmp), tmp.open("wb") as file:
+        pq.write_table(table, file, row_group_size=_ROWS_PER_GROUP, compression="zstd", write_page_checksum=True)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_footer(path: Path) -> Footer:

@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from seedx_batch.durable import sync, sync_folder, writing
 from seedx_batch.errors import RunDirectoryBusy, StorageError
 
 _PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
 _JOURNAL = re.compile(r"shard-(\d{5,})\.journal")
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF}
-_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 class RunDirectory:
@@ -99,7 +98,7 @@ class RunDirectory:
             StorageError: they cannot be made.
         """
         for folder in (self.parts, self.journals, self.ledgers, self.logs, self._tmp):
-            with _writing(folder):
+            with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -110,7 +109,7 @@ class RunDirectory:
             RunDirectoryBusy: another run holds it; the message names that one.
             StorageError: the lock cannot be written, or the file system has no locks.
         """
-        with _writing(self._lock):
+        with writing(self._lock):
             fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
@@ -133,7 +132,7 @@ class RunDirectory:
             StorageError: it cannot be written; the earlier one is then untouched.
         """
         tmp = self.temporary(path.name)
-        with _writing(path):
+        with writing(path):
             tmp.write_bytes(text.encode())
         self.replace(tmp, path)
 
@@ -156,10 +155,10 @@ class RunDirectory:
         Raises:
             StorageError: that failed; what was there is then untouched.
         """
-        with _writing(final):
-            _sync(tmp)
+        with writing(final):
+            sync(tmp)
             os.replace(tmp, final)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
 
     def publish(self, tmp: Path, final: Path) -> bool:
         """Puts a whole, synced temporary file in a final place, never over a file that is there.
@@ -173,10 +172,10 @@ class RunDirectory:
         Raises:
             StorageError: that failed.
         """
-        with _writing(final):
+        with writing(final):
             is_ours = _link(tmp, final)
             tmp.unlink(missing_ok=True)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
         return is_ours
 
     def sweep(self) -> None:
@@ -185,11 +184,11 @@ class RunDirectory:
         Raises:
             StorageError: a file cannot be removed.
         """
-        with _writing(self._tmp):
+        with writing(self._tmp):
             for path in self._tmp.iterdir():
                 path.unlink()
         for index in self.journaled() & self.committed():
-            with _writing(self.journal(index)):
+            with writing(self.journal(index)):
                 self.journal(index).unlink()
 
     def _tell_holder(self) -> str:
@@ -231,37 +230,6 @@ def _link(tmp: Path, final: Path) -> bool:
             return False
         os.rename(tmp, final)
     return True
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file is on disk; a failure is final, as the kernel may have dropped what it could not write."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Waits until a folder's entries are on disk, on file systems that know such a thing."""
-    try:
-        _sync(folder)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
-            raise
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Tells a failed write as a StorageError: where, what, what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_RIGHT:
-            remedy = "make it writable, or choose another run_dir"
-        else:
-            remedy = "free space and run the same command again; finished rows are kept"
-        raise StorageError(f"{path}: {error.strerror}; {remedy}") from error
 
 
 def _is_alive(pid: int) -> bool:

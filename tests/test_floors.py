@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
     {"errors", "records", "languages"},
-    {"stats", "spec", "prompts", "identity"},
+    {"stats", "spec", "prompts", "identity", "durable"},
     {"sources", "rundir", "journal", "parts", "ledger", "platforms", "packaged", "models", "engine", "decoding"},
     {"plan", "shelf", "twins", "intake"},
     {"loop"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-SIDEWAYS = {("models", "packaged"), ("parts", "rundir"), ("journal", "rundir"), ("progress", "status")}
+SIDEWAYS = {("models", "packaged")}
 """Imports within a floor that are allowed, importer first."""
 
 HOMES = {

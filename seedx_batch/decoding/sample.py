@@ -1,0 +1,74 @@
+"""Sampling and greedy decoding: one request in, one completion out.
+
+Must never know vLLM, files, or that other rows exist.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from seedx_batch.records import Completion, EngineOutput, Params, Request, RequestId, RowKey, Status
+from seedx_batch.spec import SampleDecoding
+
+Finish = Callable[[str], tuple[str, dict[str, str | None]]]
+"""Cuts a generated text into the result and the preset's further columns."""
+
+_UNFINISHED = ("length", "repetition")
+_BROKEN = ("abort", "error", None)
+
+
+def base_params(spec: SampleDecoding, stop: tuple[str, ...]) -> dict[str, Any]:
+    """The sampling parameters that all rows share, under vLLM's names.
+
+    Args:
+        stop: the preset's stop strings, beside the job's own.
+    """
+    params = spec.model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude={"method", "dedup", "seed", "max_tokens", "stop"}
+    )
+    params["stop"] = list(dict.fromkeys([*stop, *spec.stop]))
+    return params
+
+
+def row_seed(job_seed: int, row_id: str) -> int:
+    """A row's own seed in 0..2**48-1, the same in every run of the job."""
+    digest = hashlib.blake2b(f"{job_seed}\0{row_id}".encode("utf-8", "surrogatepass"), digest_size=6)
+    return int.from_bytes(digest.digest(), "big")
+
+
+class SampleDecoder:
+    """Asks once; the first candidate is the row's text."""
+
+    def __init__(self, key: RowKey, prompt_token_ids: list[int], params: Params, finish: Finish) -> None:
+        self._request = Request(RequestId(key, 0), prompt_token_ids, params)
+        self._finish = finish
+        self.completion: Completion | None = None
+
+    def start(self) -> list[Request]:
+        """The one request."""
+        return [self._request]
+
+    def advance(self, output: EngineOutput) -> list[Request]:
+        """Makes the answer the row's completion."""
+        self.completion = complete(self._request.id.row, output, self._finish)
+        return []
+
+
+def complete(key: RowKey, output: EngineOutput, finish: Finish) -> Completion:
+    """What an engine's answer makes of a row."""
+    first = output.candidates[0]
+    counted = Completion(
+        key,
+        "error",
+        finish_reason=first.finish_reason,
+        num_prompt_tokens=output.num_prompt_tokens,
+        num_cached_tokens=output.num_cached_tokens,
+        num_output_tokens=sum(candidate.num_output_tokens for candidate in output.candidates),
+    )
+    if first.finish_reason in _BROKEN:
+        return replace(counted, error=f"engine_{first.finish_reason or 'error'}: the engine gave the request up")
+    text, extra = finish(first.text)
+    status: Status = "truncated" if first.finish_reason in _UNFINISHED else "ok"
+    candidates = output.candidates if len(output.candidates) > 1 else ()
+    return replace(counted, status=status, text=text, extra=extra, candidates=candidates)
