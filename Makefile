@@ -1,0 +1,44 @@
+# Every target sets the machine up first (requirements/setup.sh); that is at once where it was done before.
+# `make check` before a commit, `make test` before a push.
+
+PYTHON = "$$(requirements/setup.sh --dev)"
+FAST = -m "not engine and not compat"
+
+.PHONY: setup test check format compat bench lock clean lint types fast
+
+setup:
+	@requirements/setup.sh --dev >/dev/null
+
+test: setup
+	$(PYTHON) -m pytest $(FAST)
+	$(PYTHON) -m pytest -m "engine and not compat"
+
+check: setup
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target lint types fast
+
+lint:
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m ruff check
+
+types:
+	$(PYTHON) -m mypy --strict
+
+fast:
+	$(PYTHON) -m pytest -q $(FAST)
+
+format: setup
+	$(PYTHON) -m ruff format
+	$(PYTHON) -m ruff check --fix
+
+compat: setup
+	$(PYTHON) tests/compat/run.py $(ARGS)
+
+bench: setup
+	$(PYTHON) benchmarks/scale.py $(ARGS)
+
+lock:
+	requirements/lock.sh
+
+# What can be made again; never runs/.
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
