@@ -1,0 +1,99 @@
+"""Jinja texts, compiled in a sandbox and rendered strictly: what is undefined or null is an error, not a blank.
+
+Must never know what the texts are for: no presets, no languages, no job.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateRuntimeError, TemplateSyntaxError, meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from seedx_batch.errors import Fault, RowRejected
+
+_MAX_REASON = 200
+
+
+def _refuse_null(value: object) -> object:
+    if value is None:
+        raise TemplateRuntimeError("it writes a null value; give it a default, as in {{ column or '' }}")
+    return value
+
+
+class _Generation(Extension):
+    """Chat templates mark what the assistant says with `{% generation %}`, which jinja itself does not know."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja declares it without ClassVar
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands between the marks."""
+        parser.stream.skip()
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
+)
+_CHAT_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+)
+
+
+class Template:
+    """A compiled jinja text.
+
+    Args:
+        text: the jinja text.
+        where: what faults and rejected rows call it.
+
+    Attributes:
+        needs: the variables that it reads and does not set.
+    """
+
+    __slots__ = ("_compiled", "_where", "needs", "text")
+
+    def __init__(self, text: str, where: str) -> None:
+        tree = _ENVIRONMENT.parse(text)
+        if any(True for _ in meta.find_referenced_templates(tree)):
+            raise TemplateSyntaxError("it reads another template, which cannot be done here", 1)
+        self.text = text
+        self.needs = frozenset(meta.find_undeclared_variables(tree) - _ENVIRONMENT.globals.keys())
+        self._compiled = _ENVIRONMENT.from_string(text)
+        self._where = where
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """The text with the variables' values in it.
+
+        Raises:
+            RowRejected: the template cannot be rendered with these values.
+        """
+        try:
+            return self._compiled.render(values)
+        except Exception as error:  # a template is its author's program: it may raise anything, and it is about one row
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RowRejected("template", f"{self._where}: {reason[:_MAX_REASON]}") from error
+
+
+def compile_template(text: str, where: str, faults: list[Fault]) -> Template | None:
+    """The compiled text, or None and a fault more."""
+    try:
+        return Template(text, where)
+    except TemplateSyntaxError as error:
+        faults.append(syntax_fault(where, error))
+        return None
+
+
+def check_chat_template(text: str, where: str) -> Fault | None:
+    """What is wrong with the syntax of a model's chat template."""
+    try:
+        _CHAT_ENVIRONMENT.compile(text)
+    except TemplateSyntaxError as error:
+        return syntax_fault(where, error)
+    return None
+
+
+def syntax_fault(where: str, error: TemplateSyntaxError) -> Fault:
+    """A syntax error with the line of the template that it is in."""
+    return Fault(where, f"is no valid jinja: line {error.lineno}: {error.message}")
