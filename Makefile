@@ -2,7 +2,7 @@
 # `make check` before a commit, `make test` before a push.
 
 PYTHON = "$$(requirements/setup.sh --dev)"
-FAST = -m "not engine and not compat"
+FAST = -m "not engine and not process and not compat"
 
 .PHONY: setup test check format compat bench lock clean lint types fast
 
@@ -10,7 +10,7 @@ setup:
 	@requirements/setup.sh --dev >/dev/null
 
 test: setup
-	$(PYTHON) -m pytest $(FAST)
+	$(PYTHON) -m pytest -m "not engine and not compat"
 	$(PYTHON) -m pytest -m "engine and not compat"
 
 check: setup

@@ -16,7 +16,7 @@ _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 
 def sync(path: Path) -> None:
-    """Waits until a file is on disk; a sync that fails is final, as the kernel may have dropped what it could not write."""
+    """Waits until a file is on disk; a sync that fails is final: the kernel may have dropped what it had."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -291,7 +291,7 @@ class JobSpec(Section):
         text = StringIO()
         writer = YAML(typ="safe", pure=True)
         writer.default_flow_style = False
-        writer.sort_base_mapping_type_on_output = False
+        writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # told as None
         writer.allow_unicode = True
         writer.width = 120
         writer.dump(self.model_dump(mode="json", exclude_unset=True, by_alias=True), text)

@@ -20,7 +20,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-SIDEWAYS = {("models", "packaged")}
+SIDEWAYS = {("models", "packaged"), ("prompts", "spec")}
 """Imports within a floor that are allowed, importer first."""
 
 HOMES = {

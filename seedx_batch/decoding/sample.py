@@ -70,5 +70,6 @@ def complete(key: RowKey, output: EngineOutput, finish: Finish) -> Completion:
         return replace(counted, error=f"engine_{first.finish_reason or 'error'}: the engine gave the request up")
     text, extra = finish(first.text)
     status: Status = "truncated" if first.finish_reason in _UNFINISHED else "ok"
-    candidates = output.candidates if len(output.candidates) > 1 else ()
+    several = output.candidates if len(output.candidates) > 1 else ()
+    candidates = tuple(replace(candidate, text=finish(candidate.text)[0]) for candidate in several)
     return replace(counted, status=status, text=text, extra=extra, candidates=candidates)

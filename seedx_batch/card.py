@@ -1,0 +1,120 @@
+"""What is derived from a run's parts: stats.parquet and the dataset card; both can be made again at any time.
+
+Must never know the engine, and changes no part.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seedx_batch import parts
+from seedx_batch.errors import SpecError
+from seedx_batch.parts import Footer
+from seedx_batch.plan import Plan
+from seedx_batch.prompts import Prompts
+from seedx_batch.rundir import RunDirectory
+from seedx_batch.spec import JobSpec, parse
+from seedx_batch.stats import TokenStats
+
+_HEAD = """---
+configs:
+- config_name: default
+  default: true
+  data_files: data/*.parquet
+- config_name: stats
+  data_files: stats.parquet
+{languages}tags:
+- seedx-batch
+- synthetic
+---
+"""
+
+
+def finalize(path: Path) -> str:
+    """Writes the statistics and the card of the run in a folder; says in one line what they cover.
+
+    Raises:
+        SpecError: the folder holds no run, or no shard of it is committed.
+    """
+    run = RunDirectory(path)
+    if not run.plan.is_file():
+        raise SpecError(f"'{path}' holds no run: give the run_dir of a job that was started")
+    plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
+    spec = parse(run.read_text(run.job), str(run.job))
+    footers = [parts.read_footer(run.part(index, len(plan.shards))) for index in sorted(run.committed())]
+    if not footers:
+        raise SpecError(f"'{path}' holds no committed shard yet: run the job first")
+    stats = sum((footer.stats for footer in footers), TokenStats())
+    _write_stats(run, footers)
+    run.write_text(run.card, _card(spec, Prompts.build(spec.prompt), plan, footers, stats))
+    return f"{len(footers)} of {len(plan.shards)} shards, {stats.num_rows:,} of {plan.num_rows:,} rows: {run.card}"
+
+
+def _write_stats(run: RunDirectory, footers: list[Footer]) -> None:
+    """One row for every shard."""
+    rows = [
+        {
+            "shard": footer.shard.index,
+            "input": footer.shard.path,
+            "start_row": footer.shard.start_row,
+            **footer.stats.flat(),
+            "started_at": footer.started_at,
+            "committed_at": footer.committed_at,
+            "worker": footer.worker,
+        }
+        for footer in footers
+    ]
+    table = pa.Table.from_pylist(rows, schema=_stats_schema(rows[0]))
+    temporary = run.temporary("stats.parquet")
+    pq.write_table(table, temporary, compression="zstd")
+    run.replace(temporary, run.stats)
+
+
+def _stats_schema(row: dict[str, Any]) -> pa.Schema:
+    """Integers for counts, doubles for means and percentiles, text for the rest; the same for every run."""
+
+    def type_of(name: str) -> pa.DataType:
+        if name.endswith("_mean"):
+            return pa.float64()
+        if name in ("input", "finish_reasons", "errors", "started_at", "committed_at", "worker"):
+            return pa.string()
+        return pa.int64()
+
+    return pa.schema([pa.field(name, type_of(name)) for name in row])
+
+
+def _card(spec: JobSpec, prompts: Prompts, plan: Plan, footers: list[Footer], stats: TokenStats) -> str:
+    flat = stats.flat()
+    languages = "language:\n" + "".join(f"- '{code}'\n" for code in prompts.languages) if prompts.languages else ""
+    signatures = list(dict.fromkeys(footer.signature for footer in footers))
+    whole = "" if len(footers) == len(plan.shards) else f" (of {plan.num_rows:,}; the run is not finished)"
+    lines = [
+        f"# {spec.name}",
+        "",
+        f"{stats.num_rows:,} rows{whole} made by [seedx-batch](https://pypi.org/project/seedx-batch/) with "
+        f"`{spec.model.name}`, prompt preset `{spec.prompt.preset}`.",
+        "",
+        "| rows | |",
+        "|---|---:|",
+        *(f"| {name} | {flat['num_' + name]:,} |" for name in ("ok", "truncated", "error", "deduplicated")),
+        "",
+        "| tokens | sum | mean | p50 | p95 | p99 | max |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *(_token_line(kind, flat) for kind in ("prompt", "cached", "output")),
+        "",
+        "Signature" + ("s" if len(signatures) > 1 else "") + ":",
+        "",
+        *(f"    {signature}" for signature in signatures),
+        "",
+        '`load_dataset(folder)` gives the rows, `load_dataset(folder, "stats")` the statistics of every shard. '
+        "A row with `status` `error` has its reason in `error`; `truncated`: the output budget ended the text.",
+        "",
+    ]
+    return _HEAD.format(languages=languages) + "\n" + "\n".join(lines)
+
+
+def _token_line(kind: str, flat: dict[str, Any]) -> str:
+    figures = (flat[f"{kind}_tokens_{name}"] for name in ("sum", "mean", "p50", "p95", "p99", "max"))
+    return f"| {kind} | " + " | ".join("" if value is None else f"{value:,.10g}" for value in figures) + " |"

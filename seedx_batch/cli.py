@@ -1,0 +1,142 @@
+"""The command line: the only place that prints, colours and exits.
+
+Takes no decision: it reads arguments, calls one function, and shows what that gives.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from seedx_batch import __version__
+from seedx_batch.errors import SeedxBatchError
+
+OVERRIDES = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value: engine.max_num_seqs=64."
+)
+LIMIT = click.option(
+    "--limit", type=click.IntRange(min=1), help="Only the first N rows, in a run directory of their own."
+)
+JOB = click.argument("job", type=click.Path(path_type=Path))
+RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+def main() -> NoReturn:
+    """The command `seedx-batch`; errors of ours become one message and their exit code."""
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    try:
+        code = commands(prog_name="seedx-batch", standalone_mode=False)
+    except SeedxBatchError as error:
+        _say(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}")
+        code = error.exit_code
+    except click.UsageError as error:
+        error.show()
+        code = 64
+    except click.exceptions.Exit as leaving:
+        code = leaving.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="seedx-batch")
+def commands() -> None:
+    """Offline batch translation and generation with vLLM, where no row is lost.
+
+    Exit codes: 0 done, 64 usage, 66 input, 69 engine, 74 storage, 75 stopped early (the same command
+    goes on from there), 78 job or resume refused.
+    """
+
+
+@commands.command()
+@JOB
+@OVERRIDES
+@LIMIT
+@click.option(
+    "--fresh", is_flag=True, help="Refuse to go on with an earlier run: the run directory must be new or empty."
+)
+def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool) -> int:
+    """Run JOB, or go on with it where it was stopped."""
+    from seedx_batch import launch
+    from seedx_batch.progress import Progress
+
+    spec = launch.load(job, overrides, limit)
+    with Progress(spec.name) as progress:
+        outcome = launch.run(spec, fresh=fresh, progress=progress)
+    _say(outcome.message)
+    return outcome.exit_code
+
+
+@commands.command()
+@JOB
+@OVERRIDES
+@LIMIT
+@click.option(
+    "--engine-config", is_flag=True, help="Ask vLLM's platform layer what it makes of the engine's arguments."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(job: Path, overrides: tuple[str, ...], limit: int | None, engine_config: bool, as_json: bool) -> None:
+    """Show what JOB would do, without an engine: files, rows, shards, lengths, what is done already."""
+    from seedx_batch import launch, preview
+
+    spec = launch.load(job, overrides, limit)
+    shown = preview.preview(spec, engine_config=engine_config)
+    click.echo(json.dumps(shown, ensure_ascii=False, indent=2) if as_json else preview.as_text(shown))
+
+
+@commands.command()
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(run: Path, as_json: bool) -> None:
+    """Show how far RUN is, also while it runs."""
+    from seedx_batch import status as reading
+
+    shown = reading.read(run)
+    click.echo(json.dumps(shown.to_json(), ensure_ascii=False, indent=2) if as_json else shown.as_text())
+
+
+@commands.command()
+@RUN
+def finalize(run: Path) -> None:
+    """Write RUN's dataset card and statistics again, from its parts."""
+    from seedx_batch import card
+
+    _say(card.finalize(run))
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON Schema of a job, for editors."""
+    from seedx_batch import spec
+
+    click.echo(json.dumps(spec.schema(), ensure_ascii=False, indent=2))
+
+
+@commands.command()
+@click.argument("name")
+def prepare(name: str) -> None:
+    """Make the model package:NAME ready in the cache folder."""
+    from seedx_batch import models, packaged
+
+    name = name if packaged.is_packaged(name) else packaged.PREFIX + name
+    folder = packaged.prepare(name, models.cache_folder(), _say)
+    _say(f"{name} is ready: {folder}")
+
+
+@commands.command(hidden=True)
+@RUN
+@click.option("--rank", type=click.IntRange(min=0), default=0)
+@click.option("--world-size", type=click.IntRange(min=1), default=1)
+def worker(run: Path, rank: int, world_size: int) -> int:
+    """Do this worker's share of RUN; what every executor starts."""
+    from seedx_batch import worker as working
+
+    return working.work(run, rank, world_size)

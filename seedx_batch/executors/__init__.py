@@ -1,0 +1,1 @@
+"""Ways to start workers; each worker is one `seedx-batch worker` process."""

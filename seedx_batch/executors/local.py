@@ -1,0 +1,57 @@
+"""One worker on this machine, as a child process that ends with its parent.
+
+Must never know rows or the engine: it starts, signals and watches a process.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from seedx_batch.rundir import RunDirectory
+from seedx_batch.worker import PARENT
+
+
+@dataclass
+class LocalWorker:
+    """A running worker; its output goes to its log."""
+
+    process: subprocess.Popen[bytes]
+    grace_s: float
+    _kill_at: float | None = None
+
+    @classmethod
+    def start(cls, run: RunDirectory, lock_fd: int, grace_s: float) -> "LocalWorker":
+        """Starts the worker of rank 0.
+
+        Args:
+            lock_fd: the run's lock; the worker holds it too, so that nobody follows while it still writes.
+        """
+        log = run.log(0)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "seedx_batch", "worker", str(run.path), "--rank", "0", "--world-size", "1"]
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | {PARENT: str(os.getpid())},
+                pass_fds=[lock_fd],
+            )
+        return cls(process, grace_s)
+
+    def poll(self) -> int | None:
+        """The exit code once it has ended; a worker that outlives a stop is killed here."""
+        if self._kill_at is not None and time.monotonic() > self._kill_at:
+            self.process.kill()
+        return self.process.poll()
+
+    def stop(self, *, at_once: bool) -> None:
+        """Asks it to stop; it is killed when it has not obeyed within `grace_s`, or 3 seconds if `at_once`."""
+        kill_at = time.monotonic() + (min(3.0, self.grace_s) if at_once else self.grace_s)
+        self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)

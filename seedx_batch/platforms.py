@@ -1,0 +1,280 @@
+"""What each platform wants before vLLM is imported: environment variables, engine arguments, and why.
+
+Asks the machine and the model's config.json; must never import torch or vLLM, nor know a job's files.
+"""
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from seedx_batch.spec import EngineSpec, ModelSpec
+
+Platform = Literal["ascend", "cuda", "cpu"]
+
+EAGER_ROWS = 20_000
+"""Jobs of fewer rows run eagerly on a CPU.
+
+Compiling costs about a minute at every start and makes steps 10 % faster, which pays back after ten minutes of
+work: 100,000 output tokens of a 135M model on two cores, so a few thousand rows there and fewer with bigger models,
+but a job that is resumed a few times pays more than once.
+"""
+
+_CPU_NUM_SEQS = 64
+_CPU_MODEL_LEN = 4096
+_CPU_BLOCK = 128
+_CPU_SEQ_TOKENS = 1024
+"""Tokens of a sequence that memory is set aside for: vLLM touches all of it at the start, 1.7 s a GiB. Where rows are
+longer on average, some of a batch wait."""
+_KV_SHARE = 0.4  # of the memory that is free
+_KV_UNKNOWN = 4 << 30  # bytes, where there is no config.json to reckon from
+_PRELOADS = {"tcmalloc": ("libtcmalloc_minimal.so*", "libtcmalloc.so*"), "omp": ("libiomp5.so",)}
+"""Libraries by a part of the name of what serves as well: Intel's OpenMP beside GNU's would be one too many."""
+
+# A virtual environment's own first: intel-openmp puts its library there.
+_LIBRARIES = [Path(sys.prefix, "lib"), Path(sys.base_prefix, "lib"), Path("/usr/local/lib"), Path("/usr/lib64")]
+_LIBRARIES += [Path("/usr/lib"), Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib/aarch64-linux-gnu")]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine process starts with.
+
+    Args:
+        env: the variables that matter and the values that they are to have, the user's own included.
+        args: vLLM's EngineArgs by name.
+        notes: what was chosen for the user and why, a sentence each.
+    """
+
+    platform: Platform
+    env: dict[str, str]
+    args: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def detect(devices: Path = Path("/dev")) -> Platform:
+    """The platform that vLLM would find on this machine; imports nothing."""
+    if find_spec("torch_npu") or find_spec("vllm_ascend") or any(devices.glob("davinci[0-9]*")):
+        return "ascend"
+    has_nvidia = any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
+    return "cuda" if has_nvidia and _has_cuda_vllm() else "cpu"
+
+
+def settings(
+    spec: ModelSpec,
+    engine: EngineSpec,
+    model_folder: Path | None,
+    num_rows: int,
+    cache: Path,
+    environ: Mapping[str, str],
+) -> EngineSettings:
+    """What to start an engine with; a key of the job's `engine` section or a variable that is set already wins.
+
+    Args:
+        model_folder: where the model lies, if it is on this machine; a snapshot of the hub's cache counts, complete
+            or not.
+        num_rows: rows of the whole job rather than of what is left, so that a resumed job computes as it began.
+        cache: folder for what may be kept between runs.
+        environ: this process's environment.
+    """
+    platform = detect() if engine.platform == "auto" else engine.platform
+    env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+    args = _model_args(spec, model_folder) | {"generation_config": "vllm"}
+    notes: list[str] = []
+    if Path(args["model"]).is_dir():
+        env["HF_HUB_OFFLINE"] = "1"
+    given = engine.arguments
+    if platform == "cpu":
+        more_env, more_args = _cpu(spec, given, _config(model_folder), num_rows, cache, environ, notes)
+    elif platform == "ascend":
+        more_env, more_args = _ascend(given), {}
+    else:
+        # A forked engine process would inherit this one's threads.
+        more_env, more_args = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, {}
+    env |= more_env
+    kept = {name: environ[name] for name in env if name in environ and name != "LD_PRELOAD"}
+    notes += [f"{name}={value} was set already and stays" for name, value in kept.items() if env[name] != value]
+    return EngineSettings(platform, env | kept, args | more_args | given, tuple(notes))
+
+
+def missing(settings: EngineSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """What has to be set in the environment, before the process starts, for the settings to hold."""
+    return {name: value for name, value in settings.env.items() if environ.get(name) != value}
+
+
+def _model_args(spec: ModelSpec, folder: Path | None) -> dict[str, Any]:
+    args = spec.model_dump(exclude={"name"}, exclude_none=True)
+    if folder is not None and folder.parent.name == "snapshots" and not Path(spec.name).expanduser().is_dir():
+        # The hub's cache: perhaps only config.json is there yet, so vLLM is given the name, at that commit.
+        return args | {"model": spec.name, "revision": folder.name}
+    return args | {"model": spec.name if folder is None else str(folder)}
+
+
+def _ascend(given: Mapping[str, Any]) -> dict[str, str]:
+    env = {
+        "HCCL_OP_EXPANSION_MODE": "AIV",
+        "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+        # vLLM forces it only for CUDA and XPU, and an NPU cannot be used again in a forked process.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    if given.get("enable_sleep_mode"):
+        del env["PYTORCH_NPU_ALLOC_CONF"]  # torch_npu: "Expandable segments are not compatible with memory pool"
+    return env
+
+
+def _cpu(
+    spec: ModelSpec,
+    given: Mapping[str, Any],
+    config: Mapping[str, Any],
+    num_rows: int,
+    cache: Path,
+    environ: Mapping[str, str],
+    notes: list[str],
+) -> tuple[dict[str, str], dict[str, Any]]:
+    world_size = int(given.get("tensor_parallel_size", 1)) * int(given.get("pipeline_parallel_size", 1))
+    env = {
+        # Without these an installed torch_npu or vllm-ascend would be loaded, and fail.
+        "VLLM_PLUGINS": "",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+        # An explicit list, because vLLM's own choice leaves one core of each rank idle.
+        "VLLM_CPU_OMP_THREADS_BIND": _bind(sorted(os.sched_getaffinity(0)), world_size),
+        # Sampling kernels and compiled graphs survive the process.
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+    }
+    if world_size == 1:
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # up in 10 s instead of 27, and no core polls
+    preload = _preload(environ)
+    if preload:
+        env["LD_PRELOAD"] = preload
+    if "tcmalloc" not in preload:
+        notes.append(
+            "libtcmalloc is not installed (Debian: libtcmalloc-minimal4): slower, and vLLM 0.18 refuses to start"
+        )
+    args: dict[str, Any] = {"max_num_seqs": _CPU_NUM_SEQS}
+    longest = _longest(config)
+    if spec.max_model_len is None and longest is not None:
+        args["max_model_len"] = min(longest, _CPU_MODEL_LEN)
+        if longest > _CPU_MODEL_LEN:
+            notes.append(f"max_model_len is {_CPU_MODEL_LEN} on a CPU where the model could do {longest}")
+    if not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & given.keys() and not environ.get(
+        "VLLM_CPU_KVCACHE_SPACE"
+    ):
+        num_tokens = spec.max_model_len or args.get("max_model_len", _CPU_MODEL_LEN)
+        size = _kv_bytes(config, spec.dtype, num_tokens, int(given.get("max_num_seqs", _CPU_NUM_SEQS)))
+        args["kv_cache_memory_bytes"] = size
+        notes.append(f"{size / (1 << 30):.1f} GiB of memory for keys and values")
+        if _vllm_version() < (0, 23):  # reads only this variable on a CPU
+            env["VLLM_CPU_KVCACHE_SPACE"] = str(-(-size // (1 << 30)))
+    if not {"enforce_eager", "compilation_config"} & given.keys() and num_rows < EAGER_ROWS:
+        args["enforce_eager"] = True
+        notes.append(f"not compiled: that pays only from about {EAGER_ROWS:,} rows (engine.enforce_eager decides)")
+    return env, args
+
+
+def _kv_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int, max_num_seqs: int) -> int:
+    """Bytes for `max_num_seqs` usual sequences, within the share of free memory, but at least for a full one."""
+    limit = int(_free_bytes() * _KV_SHARE)
+    try:
+        heads = config["num_attention_heads"]
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        kv_heads = config.get("num_key_value_heads") or heads
+        stored = config.get("dtype") or config.get("torch_dtype") if dtype == "auto" else dtype
+        width = 4 if stored in ("float", "float32") else 2
+        per_token = config["num_hidden_layers"] * 2 * kv_heads * head_dim * width
+    except KeyError:
+        return min(_KV_UNKNOWN, limit)
+    full, usual = (
+        per_token * _CPU_BLOCK * (-(-num_tokens // _CPU_BLOCK) + 1)
+        for num_tokens in (max_model_len, min(max_model_len, _CPU_SEQ_TOKENS))
+    )
+    return int(max(full, min(usual * max_num_seqs, limit)))
+
+
+def _config(folder: Path | None) -> dict[str, Any]:
+    """The part of config.json about text; {} where there is none."""
+    if folder is None or not (folder / "config.json").is_file():
+        return {}
+    tree: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text: dict[str, Any] = tree.get("text_config") or tree
+    return text
+
+
+def _longest(config: Mapping[str, Any]) -> int | None:
+    longest = config.get("max_position_embeddings") or config.get("n_positions")
+    return longest if isinstance(longest, int) else None
+
+
+def _free_bytes(root: Path = Path("/")) -> int:
+    """Memory that can be had without swapping: of the machine, of its smallest NUMA node, of this control group."""
+    free = [_meminfo(root / "proc/meminfo", ("MemAvailable",))]
+    for node in root.glob("sys/devices/system/node/node[0-9]*/meminfo"):
+        # As vLLM reckons, which refuses more than this.
+        free.append(_meminfo(node, ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")))
+    group = root / "sys/fs/cgroup"
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        if (group / limit).is_file() and (most := (group / limit).read_text().strip()).isdigit():
+            free.append(max(0, int(most) - int((group / usage).read_text())))
+    return min(free)
+
+
+def _meminfo(path: Path, names: Iterable[str]) -> int:
+    lines = [line.removeprefix("Node").split(":") for line in path.read_text().splitlines() if ":" in line]
+    sizes = {before.split()[-1]: int(after.split()[0]) * 1024 for before, after in lines}
+    return sum(sizes.get(name, 0) for name in names)
+
+
+def _bind(cpus: list[int], world_size: int) -> str:
+    """The CPUs as vLLM's list, `0-3,8`, in equal parts `0-1|2-3` for the ranks; nobind where there are too few."""
+    share = len(cpus) // world_size
+    if not share:
+        return "nobind"
+    parts = [cpus[rank * share : (rank + 1) * share] for rank in range(world_size)]
+    return "|".join(",".join(_ranges(part)) for part in parts)
+
+
+def _ranges(cpus: list[int]) -> list[str]:
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+
+
+def _preload(environ: Mapping[str, str]) -> str:
+    """LD_PRELOAD with the allocator and the OpenMP library that vLLM asks for on a CPU, where they are found."""
+    preloads = [part for part in environ.get("LD_PRELOAD", "").split(":") if part]
+    for name, patterns in _PRELOADS.items():
+        if not any(name in Path(part).name for part in preloads):
+            found = (path for folder in _LIBRARIES for pattern in patterns for path in sorted(folder.glob(pattern)))
+            preloads += [str(path) for path in itertools.islice(found, 1)]
+    return ":".join(preloads)
+
+
+def _has_cuda_vllm() -> bool:
+    try:
+        return not metadata.version("vllm").endswith(("+cpu", "+empty"))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _vllm_version() -> tuple[int, int]:
+    """Major and minor number of the vLLM that is installed; of the newest where there is none."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            major, minor = metadata.version(name).split(".")[:2]
+        except metadata.PackageNotFoundError:
+            continue
+        return int(major), int(minor)
+    return 1, 0

@@ -1,0 +1,138 @@
+"""The open shards of one worker: rows to do come out, completions go in, journals and parts are written.
+
+Must never know the engine, prompts, or how a completion came about.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from seedx_batch import parts
+from seedx_batch.journal import Journal
+from seedx_batch.parts import Footer, OpenShard
+from seedx_batch.records import Completion, Row, Shard
+from seedx_batch.rundir import RunDirectory
+from seedx_batch.sources import CarriedColumn, Reader, carry
+
+_ROWS_PER_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Imprint:
+    """What every part of one worker says of itself, whatever its rows.
+
+    Args:
+        part: the schema of parts; `completion`: the columns of it that completions fill.
+        columns: the input columns that parts carry.
+        num_shards: of the whole plan.
+    """
+
+    part: pa.Schema
+    completion: pa.Schema
+    columns: tuple[CarriedColumn, ...]
+    num_shards: int
+    fingerprint: str
+    signature: str
+    worker: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    shard: OpenShard
+    journal: Journal
+    started_at: str
+
+
+class Shelf:
+    """Opens shards as their rows are asked for, and publishes them as they become full.
+
+    Args:
+        shards: those to do, in order.
+    """
+
+    def __init__(self, run: RunDirectory, shards: Sequence[Shard], reader: Reader, imprint: Imprint) -> None:
+        self._run = run
+        self._shards = shards
+        self._reader = reader
+        self._imprint = imprint
+        self._open: dict[int, _Place] = {}
+        self.num_resumed = 0
+
+    def rows(self) -> Iterator[Row]:
+        """The rows that have not ended, in order; a row that a journal holds is only carried."""
+        for shard in self._shards:
+            place, done = self._take(shard)
+            carried: list[Row] = []
+            for row in self._reader.rows(shard):
+                carried.append(row)
+                if len(carried) == _ROWS_PER_BATCH or row.key.position == shard.num_rows - 1:
+                    place.shard.carry(self._carry(carried))
+                    carried = []
+                if row.key.position not in done:
+                    yield row
+
+    def put(self, completion: Completion) -> None:
+        """Takes what a row ended as."""
+        self._open[completion.key.shard].shard.complete(completion)
+
+    def save(self) -> None:
+        """Puts every completion that is not on disk yet into its shard's journal.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        for place in self._open.values():
+            unsaved = place.shard.take_unsaved()
+            if unsaved:
+                place.journal.append(parts.to_batch(unsaved, self._imprint.completion))
+
+    def publish_full(self) -> None:
+        """Makes a part of every shard that is full.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        for index in [index for index, place in self._open.items() if place.shard.is_full]:
+            place = self._open.pop(index)
+            final = self._run.part(index, self._imprint.num_shards)
+            temporary = self._run.temporary(final.name)
+            parts.write_part(temporary, place.shard.table(), self._footer(place))
+            # If another worker was first, its part is as whole as this one.
+            self._run.publish(temporary, final)
+            place.journal.remove()
+
+    def _take(self, shard: Shard) -> tuple[_Place, frozenset[int]]:
+        """Opens a shard with what its journal holds; the positions of its rows that have ended."""
+        completion = self._imprint.completion
+        journal = Journal(self._run.journal(shard.index), parts.journal_schema(completion), self._imprint.fingerprint)
+        place = _Place(OpenShard(shard, self._imprint.part, completion), journal, _now())
+        saved = [ended for batch in journal.read() for ended in parts.from_batch(batch, shard.index)]
+        place.shard.restore(saved)
+        self.num_resumed += len(saved)
+        self._open[shard.index] = place
+        return place, frozenset(ended.key.position for ended in saved)
+
+    def _carry(self, rows: list[Row]) -> pa.RecordBatch:
+        ids = pa.array([row.id for row in rows], pa.string())
+        batch = carry(self._imprint.columns, rows)
+        return pa.RecordBatch.from_arrays([ids, *batch.columns], names=["id", *batch.schema.names])
+
+    def _footer(self, place: _Place) -> Footer:
+        return Footer(
+            format=parts.FORMAT,
+            fingerprint=self._imprint.fingerprint,
+            signature=self._imprint.signature,
+            shard=place.shard.shard,
+            stats=place.shard.stats(),
+            started_at=place.started_at,
+            committed_at=_now(),
+            worker=self._imprint.worker,
+            versions=self._imprint.versions,
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

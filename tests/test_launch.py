@@ -1,0 +1,266 @@
+"""Whole runs of the command line with the simulated engine: what a job leaves, resume, refusal, signals, locks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import environment, parts_of, seedx_batch, write_job, write_rows
+from seedx_batch import ledger, parts
+
+pytestmark = pytest.mark.process
+LEDGER = "run/.state/ledger/rank-00000.jsonl"
+TEXTS = [f"第{number}句话，" * (number % 5 + 1) for number in range(57)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job of 57 rows in six shards."""
+    return write_job(tmp_path, write_rows(tmp_path / "rows.jsonl", TEXTS))
+
+
+def test_a_run_from_an_empty_folder(job: Path) -> None:
+    """A job ends with every row once, in input order, carried columns and all, in whole parts with footers."""
+    done = seedx_batch("run", job)
+    assert done.returncode == 0, done.stderr
+    run = job.parent / "run"
+    table = parts_of(run)
+    assert table["id"].to_pylist() == [f"r{number}" for number in range(57)]
+    assert table["source"].to_pylist() == TEXTS
+    assert table["number"].to_pylist() == list(range(57))
+    assert set(table["status"].to_pylist()) <= {"ok", "truncated"}
+    assert all(table["translation"].to_pylist())
+    paths = sorted((run / "data").iterdir())
+    assert [path.name for path in paths] == [f"part-{index:05d}-of-00006.parquet" for index in range(6)]
+    assert len({str(pq.read_schema(path).remove_metadata()) for path in paths}) == 1
+    footers = [parts.read_footer(path) for path in paths]
+    assert sum(footer.stats.num_rows for footer in footers) == 57
+    assert len({footer.fingerprint for footer in footers}) == 1
+    assert not list((run / ".state" / "journal").iterdir())
+    assert not list((run / ".state" / "tmp").iterdir())
+    assert 'datasets.load_dataset("' in done.stderr
+
+
+def test_datasets_opens_the_run(job: Path) -> None:
+    """load_dataset gives the rows and, by its name, the statistics of every shard; the card names the signature."""
+    import datasets
+
+    assert seedx_batch("run", job).returncode == 0
+    run = job.parent / "run"
+    cache = str(job.parent / "cache")
+    rows = datasets.load_dataset(str(run), cache_dir=cache)["train"]
+    assert rows.num_rows == 57
+    assert rows["source"][:] == TEXTS
+    stats = datasets.load_dataset(str(run), "stats", cache_dir=cache)["train"]
+    assert stats.num_rows == 6
+    assert sum(stats["num_rows"]) == 57
+    assert sum(stats["output_tokens_sum"]) == sum(rows["num_output_tokens"])
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert parts.read_footer(next((run / "data").iterdir())).signature in card
+    assert "- 'zh'" in card
+
+
+def test_a_second_run_has_nothing_to_do(job: Path) -> None:
+    """The same command again says so, starts no worker and touches no part."""
+    assert seedx_batch("run", job).returncode == 0
+    run = job.parent / "run"
+    before = {path: path.stat().st_mtime_ns for path in (run / "data").iterdir()}
+    launches = {line["launch"] for line in ledger.read(job.parent / LEDGER)}
+    again = seedx_batch("run", job)
+    assert again.returncode == 0
+    assert "nothing left to do" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (run / "data").iterdir()} == before
+    assert {line["launch"] for line in ledger.read(job.parent / LEDGER)} == launches
+
+
+def test_a_changed_result_is_refused_with_a_diff(job: Path) -> None:
+    """Another max_tokens is refused line by line with exit 78; another max_num_seqs is not."""
+    assert seedx_batch("run", job).returncode == 0
+    refused = seedx_batch("run", job, "--set", "decoding.max_tokens=8", "--set", "prompt.explain=true")
+    assert refused.returncode == 78
+    assert "decoding.max_tokens.max: 16 -> 8" in refused.stderr
+    assert "prompt.explain: false -> true" in refused.stderr
+    assert seedx_batch("run", job, "--set", "engine.max_num_seqs=3").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda path: write_rows(path, [*TEXTS, "more"]), "rows.jsonl: was"),
+        (lambda path: write_rows(path, [*TEXTS[:-1], "x" * len(TEXTS[-1])]), "rows.jsonl: "),
+        (lambda path: path.unlink(), "rows.jsonl"),
+    ],
+    ids=["appended", "changed", "removed"],
+)
+def test_an_edited_input_is_refused(job: Path, edit: object, told: str) -> None:
+    """Rows that are not the ones that were planned are refused, and told which file changed."""
+    assert seedx_batch("run", job).returncode == 0
+    edit(job.parent / "rows.jsonl")  # type: ignore[operator]
+    refused = seedx_batch("run", job)
+    assert refused.returncode in (66, 78)
+    assert told in refused.stderr
+
+
+def test_fresh_wants_an_empty_folder(job: Path) -> None:
+    """--fresh runs in a new folder and refuses one that holds anything, which it leaves as it is."""
+    assert seedx_batch("run", job, "--fresh").returncode == 0
+    before = parts_of(job.parent / "run")
+    refused = seedx_batch("run", job, "--fresh")
+    assert refused.returncode == 78
+    assert "is not empty" in refused.stderr
+    assert parts_of(job.parent / "run") == before
+
+
+def test_a_limit_has_a_folder_of_its_own(job: Path) -> None:
+    """--limit does the first rows somewhere else, so that the whole job is not in its way afterwards."""
+    assert seedx_batch("run", job, "--limit", "13").returncode == 0
+    assert parts_of(job.parent / "run-limit-13")["source"].to_pylist() == TEXTS[:13]
+    assert not (job.parent / "run").exists()
+    assert seedx_batch("run", job).returncode == 0
+    assert parts_of(job.parent / "run").num_rows == 57
+
+
+def slow_job(tmp_path: Path, num_rows: int = 60_000) -> Path:
+    """A job that takes the simulated engine seconds."""
+    rows = write_rows(tmp_path / "rows.jsonl", [f"{number} {number * 7919}" for number in range(num_rows)])
+    return write_job(
+        tmp_path, rows, output={"rows_per_shard": 1000}, executor={"checkpoint_s": 0.1}, decoding={"max_tokens": 40}
+    )
+
+
+def start(job: Path) -> subprocess.Popen[str]:
+    """The command line as a process group of its own, as a shell or a scheduler starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "seedx_batch", "run", str(job)],
+        env=environment({}),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_rows(job: Path, least: int) -> None:
+    """Waits until the run's ledger tells of so many finished rows."""
+    path = job.parent / LEDGER
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        last = ledger.read_last(path) or {}
+        if last.get("num_rows", 0) >= least:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"no {least} rows within a minute")
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    """kill -9 of the whole group at five moments: every row ends once, nothing that was saved is generated again."""
+    job = slow_job(tmp_path)
+    run = tmp_path / "run"
+    saved_before = 0
+    for least in (1, 500, 1000, 3000, 5000):
+        process = start(job)
+        wait_for_rows(job, least)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        saved = json.loads(seedx_batch("status", run, "--json").stdout)["num_done"]
+        assert saved > saved_before
+        saved_before = saved
+    done = seedx_batch("run", job)
+    assert done.returncode == 0, done.stderr
+    table = parts_of(run)
+    assert table["number"].to_pylist() == list(range(60_000))
+    # What each launch saved, and what all of them generated, is what the rows say: not a row twice.
+    totals = ledger.totals(run / ".state/ledger")
+    generated = [
+        row for row in table.select(["deduplicated", "num_output_tokens"]).to_pylist() if not row["deduplicated"]
+    ]
+    assert totals["num_rows"] == 60_000
+    assert totals["num_output_tokens"] == sum(row["num_output_tokens"] for row in generated)
+    (tmp_path / "other").mkdir()
+    assert seedx_batch("run", slow_job(tmp_path / "other")).returncode == 0
+    same = ["id", "translation", "finish_reason", "status", "num_prompt_tokens", "num_output_tokens"]
+    assert parts_of(tmp_path / "other/run").select(same) == table.select(same)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
+def test_a_stop_signal(tmp_path: Path, number: signal.Signals) -> None:
+    """A stop signal ends the run with 75, finished rows saved; the same command goes on from there."""
+    job = slow_job(tmp_path)
+    process = start(job)
+    wait_for_rows(job, 300)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 75, told
+    assert "the same command goes on" in told
+    assert ledger.read_last(tmp_path / LEDGER)["event"] == "stopped"  # type: ignore[index]
+    assert seedx_batch("run", job).returncode == 0
+    assert parts_of(tmp_path / "run")["number"].to_pylist() == list(range(60_000))
+
+
+def test_ctrl_c_twice(tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole group; a second one leaves at once, with 75, and the run can go on."""
+    job = slow_job(tmp_path)
+    process = start(job)
+    wait_for_rows(job, 300)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert seedx_batch("run", job).returncode == 0
+    assert parts_of(tmp_path / "run").num_rows == 60_000
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    """When only the main process is killed, its worker saves what has finished and ends; then the folder is free."""
+    job = slow_job(tmp_path)
+    process = start(job)
+    wait_for_rows(job, 300)
+    worker = next(line["pid"] for line in ledger.read(tmp_path / LEDGER) if line["event"] == "started")
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
+    assert seedx_batch("run", job).returncode == 0
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    """A second run in the same folder is told who holds it, and leaves with 75 without a trace."""
+    job = slow_job(tmp_path)
+    process = start(job)
+    wait_for_rows(job, 300)
+    second = seedx_batch("run", job)
+    assert second.returncode == 75
+    assert f"process {process.pid} on" in second.stderr
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_progress_without_a_terminal(job: Path) -> None:
+    """Where the output is no terminal, progress is plain lines without carriage returns."""
+    done = seedx_batch("run", job)
+    assert "\r" not in done.stderr
+    assert "small: " in done.stderr
+
+
+def test_status_while_it_runs_and_after(tmp_path: Path) -> None:
+    """status reads a run while it goes on; rows only grow, and at the end the statistics are those of the rows."""
+    job = slow_job(tmp_path, 20_000)
+    process = start(job)
+    wait_for_rows(job, 300)
+    first = json.loads(seedx_batch("status", tmp_path / "run", "--json").stdout)
+    assert 0 < first["num_done"] <= 20_000
+    process.communicate(timeout=120)
+    last = json.loads(seedx_batch("status", tmp_path / "run", "--json").stdout)
+    assert (last["num_done"], last["phase"], last["num_committed"]) == (20_000, "finished", 20)
+    rows = parts_of(tmp_path / "run")
+    assert last["stats"]["output_tokens_sum"] == sum(rows["num_output_tokens"].to_pylist())
+    assert "20,000 of 20,000" in seedx_batch("status", tmp_path / "run").stdout
