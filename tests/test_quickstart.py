@@ -103,7 +103,7 @@ def test_statistics_equal_a_recount(quickstart: Path) -> None:
     assert sum(shard["num_rows"] for shard in stats) == len(rows)
 
 
-def test_killed_five_times(quickstart: Path, clone: Path, record_property: pytest.RecordProperty) -> None:
+def test_killed_five_times(quickstart: Path, clone: Path) -> None:
     """kill -9 of the group at five moments of a real run: no row twice, none lost, none generated again.
 
     Texts equal those of the undisturbed run but for near-ties, which depend on the batch a row is in; they are counted.
@@ -125,7 +125,6 @@ def test_killed_five_times(quickstart: Path, clone: Path, record_property: pytes
     assert ledger.totals(run / ".state/ledger")["num_output_tokens"] == generated
     undisturbed = parts_of(quickstart)["translation"].to_pylist()[:96]
     differing = sum(row["translation"] != text for row, text in zip(rows, undisturbed, strict=True))
-    record_property("near_ties", differing)
     print(f"{differing} of 96 rows differ from the undisturbed run")
     assert differing <= 10
 

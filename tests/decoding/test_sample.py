@@ -33,9 +33,9 @@ def test_status_follows_the_finish_reason(reason: str | None, status: str) -> No
 
 
 def test_candidates_are_kept_when_there_are_several() -> None:
-    """n > 1: all candidates, the first is the text, the tokens are those of all."""
+    """n > 1: all candidates, each cut as the text is; the first is the text, the tokens are those of all."""
     several = (Candidate("a", "stop", 1, -0.5), Candidate("b", "length", 2, -0.1))
-    completion = decode(*several)
+    completion = decode(several[0], Candidate(" b ", "length", 2, -0.1))
     assert (completion.text, completion.candidates, completion.num_output_tokens) == ("a", several, 3)
     assert decode(several[0]).candidates == ()
 
