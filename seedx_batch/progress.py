@@ -15,6 +15,7 @@ from seedx_batch.status import Status
 
 LINE_S = 30.0
 _RATE_WINDOW_S = 60.0
+_TOLD_PHASES = ("loading the model", "running")
 
 
 class Progress:
@@ -47,7 +48,9 @@ class Progress:
         now = time.monotonic()
         if status.phase != self._phase:
             self._phase = status.phase
-            self.say(status.phase)
+            self._line_at = now
+            if status.phase in _TOLD_PHASES:
+                self.say(status.phase)
         if self._began is None:
             self._began = (now, status.num_done)
         self._tokens.append((now, status.num_output_tokens))
@@ -55,7 +58,7 @@ class Progress:
             self._tokens.popleft()
         if sys.stderr.isatty():
             self._draw(status)
-        elif now - self._line_at >= LINE_S and status.phase.startswith("running"):
+        elif now - self._line_at >= LINE_S and status.phase == "running":
             self._line_at = now
             self.say(self._line(status, now))
 

@@ -92,7 +92,7 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
     ledger.write("started", pid=os.getpid(), **({} if settings is None else asdict(settings)))
     prompts = Prompts.build(spec.prompt)
     began = time.monotonic()
-    engine = _engine(settings, prompts)
+    engine = _engine(spec, settings, prompts)
     try:
         load_s = round(time.monotonic() - began, 2)
         ledger.write("loaded", load_s=load_s, versions=dict(engine.versions), max_num_seqs=engine.max_num_seqs)
@@ -123,12 +123,13 @@ def _settings(spec: JobSpec, model: Model, num_rows: int) -> platforms.EngineSet
     return settings
 
 
-def _engine(settings: platforms.EngineSettings | None, prompts: Prompts) -> Engine:
+def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: Prompts) -> Engine:
     # Imported here: only a worker with a model needs vLLM, and it takes seconds.
     if settings is None:
         from seedx_batch.engine.simulated import SimulatedEngine
 
-        return SimulatedEngine()
+        limits = {"max_num_seqs": spec.engine.max_num_seqs, "max_model_len": spec.model.max_model_len}
+        return SimulatedEngine(**{name: value for name, value in limits.items() if value is not None})
     from seedx_batch.engine.vllm import VllmEngine
 
     return VllmEngine(settings.args, prompts.chat_template)
