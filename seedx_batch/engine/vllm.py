@@ -1,0 +1,379 @@
+"""The engine on vLLM's offline engine, the same for 0.18 and what came after: the only place that imports vLLM.
+
+Must never know a shard, a file or a job; what differs between vLLM's versions ends here.
+"""
+
+import contextlib
+import inspect
+import multiprocessing
+import signal
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from seedx_batch.engine.tokenization import Tokenization, check_fits
+from seedx_batch.errors import (
+    EngineConfigError,
+    EngineDied,
+    EngineError,
+    Fault,
+    RowRejected,
+    SeedxBatchError,
+    SpecError,
+)
+from seedx_batch.records import Candidate, EngineOutput, Params, Prompt, Request, RequestId
+
+try:
+    import psutil  # type: ignore[import-untyped]
+    import vllm
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+    from vllm import LLM, SamplingParams, envs, sampling_params
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.v1.engine.exceptions import EngineDeadError
+    from vllm.v1.engine.llm_engine import LLMEngine
+except ImportError as error:
+    raise EngineConfigError(f"vLLM cannot be imported here: {error}") from error
+
+# VLLMValidationError is a ValueError up to 0.23 and none in 0.32.
+_REFUSED = (ValueError, TypeError, VLLMValidationError)
+_PACKAGES = ("torch", "transformers", "vllm-ascend", "torch-npu")
+_CALLS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
+    (LLMEngine, "add_request", ("request_id", "prompt", "params")),
+    (LLMEngine, "abort_request", ("request_ids",)),
+    (LLMEngine, "step", ()),
+    (LLM, "get_tokenizer", ()),
+)
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+_POLL_S = 0.25
+_WORKERS_END_S = 3.0
+_LEAVING_S = 5.0
+_MAX_PREPARED = 1024
+_MAX_REASON_CHARS = 400
+
+
+class VllmEngine:
+    """One vLLM engine, in this process or in processes of its own, as VLLM_ENABLE_V1_MULTIPROCESSING says.
+
+    Args:
+        args: vLLM's EngineArgs by name.
+        chat_template: a jinja text that replaces the model's own.
+
+    Raises:
+        EngineConfigError: vLLM refuses the arguments, or lacks what is used of it.
+        EngineError: the engine cannot be built.
+    """
+
+    def __init__(self, args: Mapping[str, Any], chat_template: str | None = None) -> None:
+        _check_vllm(None)
+        self._llm: LLM | None = _build(args)
+        _check_vllm(self._llm)
+        self._engine = self._llm.llm_engine
+        config = self._engine.vllm_config
+        self.max_model_len: int = config.model_config.max_model_len
+        self.max_num_seqs: int = config.scheduler_config.max_num_seqs
+        self.versions: Mapping[str, str] = _versions()
+        self.num_steps = 0
+        self.num_output_tokens = 0
+        self._requests: dict[str, RequestId] = {}
+        self._prepared: dict[int, tuple[Params, SamplingParams]] = {}
+        self._tokenization = Tokenization(
+            self._llm.get_tokenizer(), chat_template, _needs_bos(config.model_config), self.max_model_len
+        )
+        self._died: EngineDied | None = None
+        self._closing = threading.Event()
+        _watch(self._engine.engine_core, self._closing)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that were added and are neither answered nor aborted."""
+        return len(self._requests)
+
+    def check_params(self, params: Params) -> None:
+        """Lets pass what vLLM accepts, asking it with a request that is taken back at once.
+
+        Raises:
+            SpecError: in vLLM's words.
+            EngineConfigError: a parameter that this vLLM lacks.
+        """
+        known = {"repetition_detection", *SamplingParams.__struct_fields__}
+        faults = [
+            Fault(f"decoding.{name}", f"vLLM {vllm.__version__} has no such sampling parameter")
+            for name in params
+            if name not in known or name.startswith("_")
+        ]
+        if faults:
+            raise SpecError(faults)
+        try:
+            self._engine.add_request(
+                request_id="check", prompt={"type": "token", "prompt_token_ids": [0]}, params=_prepare(params)
+            )
+        except EngineDeadError as error:
+            raise EngineDied("the engine died at its first request; its log says why") from error
+        except _REFUSED as error:
+            raise SpecError(Fault("decoding", f"vLLM refuses it: {_reason(error)}")) from error
+        self._engine.abort_request(["check"])
+
+    def check_prompt(self, prompt: Prompt, prompt_token_ids: list[int]) -> None:
+        """Lets pass a prompt whose tokens begin with the beginning-of-sequence token once, where the model wants one.
+
+        Raises:
+            SpecError: it is missing or doubled.
+        """
+        self._tokenization.check(prompt, prompt_token_ids)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens; see Engine."""
+        return self._tokenization.encode(prompt)
+
+    def add(self, request: Request) -> None:
+        """Takes a request in; see Engine."""
+        (shard, position), sequence = request.id
+        name = f"{shard}/{position}/{sequence}"
+        if name in self._requests:
+            raise ValueError(f"{request.id} is unfinished already")
+        if self._died:
+            raise self._died
+        check_fits(len(request.prompt_token_ids), self.max_model_len)
+        try:
+            self._engine.add_request(
+                request_id=name,
+                prompt={"type": "token", "prompt_token_ids": request.prompt_token_ids},
+                params=self._params(request.params),
+            )
+        except EngineDeadError as error:
+            self._died = EngineDied("vLLM's engine died; its log says why")
+            raise self._died from error
+        except _REFUSED as error:
+            raise RowRejected("refused", f"vLLM refuses it: {_reason(error)}") from error
+        self._requests[name] = request.id
+
+    def step(self) -> list[EngineOutput]:
+        """The requests that one step of vLLM's finished; see Engine."""
+        if self._died:  # vLLM would wait for ever
+            raise self._died
+        if not self._requests:
+            return []
+        try:
+            finished = [output for output in self._engine.step() if output.finished]
+        except EngineDeadError as error:
+            self._died = EngineDied("vLLM's engine died; its log says why")
+            raise self._died from error
+        except SeedxBatchError:  # a signal's handler raised it
+            raise
+        except Exception as error:  # in this process vLLM lets anything through, and is not to be trusted after it
+            self._died = EngineDied(f"vLLM's engine failed in a step: {_reason(error)}")
+            raise self._died from error
+        self.num_steps += 1
+        outputs = []
+        for output in finished:
+            request_id = self._requests.pop(output.request_id, None)
+            if request_id is None:  # aborted
+                continue
+            candidates = tuple(
+                Candidate(one.text, one.finish_reason, len(one.token_ids), one.cumulative_logprob)
+                for one in output.outputs
+            )
+            self.num_output_tokens += sum(candidate.num_output_tokens for candidate in candidates)
+            num_cached_tokens = max(0, output.num_cached_tokens or 0)
+            outputs.append(EngineOutput(request_id, candidates, len(output.prompt_token_ids), num_cached_tokens))
+        return outputs
+
+    def abort(self, requests: Iterable[RequestId]) -> None:
+        """Forgets requests; see Engine."""
+        names = [f"{shard}/{position}/{sequence}" for (shard, position), sequence in requests]
+        names = [name for name in names if self._requests.pop(name, None) is not None]
+        if names:
+            self._engine.abort_request(names)
+
+    def close(self) -> None:
+        """Ends the engine and its processes."""
+        if self._llm is None:
+            return
+        self._closing.set()
+        _end(self._engine.engine_core)
+        self._llm = None
+
+    def _params(self, params: Params) -> SamplingParams:
+        """vLLM's form; made once for params that rows share (a seed belongs to one row), by identity."""
+        if "seed" in params:
+            return _prepare(params)
+        known = self._prepared.get(id(params))
+        if known is None:
+            if len(self._prepared) >= _MAX_PREPARED:
+                self._prepared.clear()
+            known = self._prepared[id(params)] = (params, _prepare(params))
+        return known[1]
+
+
+def _prepare(params: Params) -> SamplingParams:
+    given = dict(params)
+    if (structured := given.get("structured_outputs")) is not None:
+        given["structured_outputs"] = StructuredOutputsParams(**structured)
+    if (detection := given.get("repetition_detection")) is not None:
+        form = getattr(sampling_params, "RepetitionDetectionParams", None)
+        if form is None:
+            raise EngineConfigError(f"vLLM {vllm.__version__} has no repetition_detection; leave it out of decoding")
+        given["repetition_detection"] = form(**detection)
+    return SamplingParams(**given, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+def _check_vllm(llm: LLM | None) -> None:
+    """Lets pass a vLLM that has all that is used of it beside its documented surface.
+
+    Args:
+        llm: None before there is one: then only classes are looked at.
+    """
+    absent = []
+    for owner, call, names in _CALLS:
+        parameters = inspect.signature(getattr(owner, call)).parameters if hasattr(owner, call) else None
+        if parameters is None:
+            absent.append(f"{owner.__name__}.{call}")
+        else:
+            absent += [f"{owner.__name__}.{call}({name}=)" for name in names if name not in parameters]
+    if llm is not None:
+        engine = getattr(llm, "llm_engine", None)
+        core = getattr(engine, "engine_core", None)
+        resources = getattr(core, "resources", None)
+        owned = [(llm, "llm_engine"), (engine, "vllm_config"), (engine, "engine_core"), (core, "shutdown")]
+        if resources is not None:
+            owned += [(core, "outputs_queue"), (resources, "engine_dead"), (resources, "engine_manager")]
+        absent += [f"{type(thing).__name__}.{name}" for thing, name in owned if not hasattr(thing, name)]
+    if absent:
+        raise EngineConfigError(f"vLLM {vllm.__version__} is not one this program knows: it lacks {', '.join(absent)}")
+
+
+def _build(args: Mapping[str, Any]) -> LLM:
+    try:
+        if envs.VLLM_ENABLE_V1_MULTIPROCESSING:
+            return _in_deaf_thread(lambda: LLM(**args))
+        return LLM(**args)
+    except SeedxBatchError:  # a signal's handler raised it
+        raise
+    except _REFUSED as error:
+        raise EngineConfigError(f"vLLM refuses the engine's arguments: {_reason(error)}") from error
+    except Exception as error:  # whatever a model, a driver or a device can break
+        raise EngineError(f"vLLM's engine cannot be built: {_reason(error)}") from error
+
+
+def _in_deaf_thread(build: Callable[[], LLM]) -> LLM:
+    """What `build` gives, from a thread that blocks stop signals: the processes it starts inherit that.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group, and vLLM's processes would drop the
+    rows in flight. The thread that waits here goes on to hear them, so that loading, a matter of minutes, can be
+    stopped.
+    """
+    built: list[LLM] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            built.append(build())
+        except BaseException as error:  # raised again by the thread that waits
+            failed.append(error)
+
+    # Started later, it would unblock SIGINT and SIGTERM in the thread that starts it.
+    resource_tracker.ensure_running()
+    before = set(multiprocessing.active_children())
+    thread = threading.Thread(target=run, name="build-engine", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+        if failed:
+            raise failed[0]
+        return built[0]
+    except BaseException:
+        # vLLM gives up when its processes are gone; until then it may still start one.
+        deadline = time.monotonic() + _LEAVING_S
+        while True:
+            for process in set(multiprocessing.active_children()) - before:
+                _kill(process)
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise
+            thread.join(_POLL_S)
+
+
+def _needs_bos(model_config: Any) -> bool:
+    """Whether the model's files say that prompts begin with BOS; transformers 5 may load a tokenizer without obeying.
+
+    Gemma needs it whatever they say: without it the model copies its prompt.
+    """
+    if str(getattr(model_config.hf_config, "model_type", "")).startswith("gemma"):
+        return True
+    config = get_tokenizer_config(
+        model_config.tokenizer,
+        revision=model_config.tokenizer_revision,
+        trust_remote_code=model_config.trust_remote_code,
+    )
+    return bool(config.get("add_bos_token"))
+
+
+def _watch(core: Any, closing: threading.Event) -> None:
+    """Turns the silent death of vLLM's engine process into an error.
+
+    When that process is killed (out of memory, say), vLLM marks the engine dead but wakes nobody: `step` would wait for
+    ever. Source: SyncMPClient in vllm/v1/engine/core_client.py.
+    """
+    resources = getattr(core, "resources", None)
+    if resources is None:  # no process of its own
+        return
+
+    def run() -> None:
+        while not resources.engine_dead:
+            if closing.wait(_POLL_S):
+                return
+        core.outputs_queue.put_nowait(EngineDeadError())
+
+    threading.Thread(target=run, name="watch-engine", daemon=True).start()
+
+
+def _end(core: Any) -> None:
+    """Ends vLLM's processes.
+
+    They block SIGTERM, by which vLLM would end them after five seconds of waiting. There is nothing to be saved in the
+    engine process; its workers see that it is gone and end in order.
+    """
+    resources = getattr(core, "resources", None)
+    if resources is not None:
+        resources.engine_dead = True  # tells vLLM's own monitor that this is no accident
+        for process in getattr(resources.engine_manager, "processes", ()):
+            _kill(process)
+    core.shutdown(timeout=0)
+
+
+def _kill(process: BaseProcess) -> None:
+    """Kills a process that was started here; its descendants are given a moment to end of themselves."""
+    descendants: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.join()
+    for descendant in psutil.wait_procs(descendants, timeout=_WORKERS_END_S)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
+
+
+def _reason(error: BaseException) -> str:
+    """What vLLM says, in one line of bearable length."""
+    details: Callable[[], list[dict[str, Any]]] | None = getattr(error, "errors", None)
+    if callable(details):  # pydantic's own text ends in the arguments and an address
+        text = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in details())
+    else:
+        text = str(error) or type(error).__name__
+    return textwrap.shorten(text, _MAX_REASON_CHARS, placeholder=" ...")
+
+
+def _versions() -> dict[str, str]:
+    return {"vllm": vllm.__version__, **dict(_installed(_PACKAGES))}
+
+
+def _installed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield name, metadata.version(name)

@@ -1,0 +1,315 @@
+"""Text files as records: lines with their places, plain or compressed, and what JSONL, CSV and TSV make of them.
+
+Must never know shards, ids, or which records a job takes.
+"""
+
+import codecs
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import pyarrow as pa
+
+from seedx_batch.errors import InputError
+from seedx_batch.sources.files import Tap, compression_of
+
+MAX_RECORD_BYTES = 64 << 20
+"""A longer record is not read, so that one lost quote or newline cannot fill the memory."""
+
+Record = tuple[int, Mapping[str, Any], str | None]
+"""Where a record begins, its fields, and why it cannot be read ("kind: reason"; it has no fields then)."""
+
+_MAX_NESTING = 400
+"""Levels of JSON that can be written again whatever the depth of the caller's stack."""
+
+_BLOCK = 1 << 20
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class _Unreadable(Exception):
+    """A record that cannot be read; its text is "kind: reason"."""
+
+
+class TextFile:
+    """An open text file, to be read from any record on.
+
+    Args:
+        format: `jsonl`, `csv` or `tsv`.
+        tap: hash the bytes as they are read; the file is then to be read once, from its beginning.
+
+    Raises:
+        InputError: it cannot be opened, or has no usable header.
+    """
+
+    def __init__(self, path: Path, format: str, tap: Tap | None = None) -> None:
+        self._lines = _Lines(path, tap)
+        self._format = format
+        self.columns: tuple[str, ...] | None = None
+        """The header of CSV and TSV; None for JSONL and for a file without any record."""
+        try:
+            if format in _DELIMITERS:
+                self.columns = _read_header(self._lines, _DELIMITERS[format])
+        except InputError:
+            self.close()
+            raise
+
+    def records(self) -> Iterator[Record]:
+        """The records from the file's present place on.
+
+        Raises:
+            InputError: the file cannot be read any further.
+        """
+        if self._format == "jsonl":
+            return _json_records(self._lines)
+        return _delimited_records(self._lines, _DELIMITERS[self._format], self.columns or ())
+
+    def seek(self, row: int, byte: int) -> None:
+        """Goes to the record that begins at `byte` of the decompressed text; there a new `records` begins."""
+        self._lines.seek(byte)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._lines.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class _Lines:
+    """The lines of a file; `offset` is the place of the next one in the decompressed text."""
+
+    def __init__(self, path: Path, tap: Tap | None) -> None:
+        self._path = path
+        self._compression = compression_of(path)
+        self._tap = tap
+        self._open()
+
+    def _open(self) -> None:
+        self.offset = 0
+        try:
+            raw: Any = self._tap if self._tap is not None else self._path.open("rb", buffering=0)
+            self._closing = [raw]
+            if self._compression is not None:
+                raw = pa.CompressedInputStream(pa.PythonFile(raw, "r"), self._compression)
+                self._closing.append(raw)
+            self._stream = io.BufferedReader(raw, _BLOCK)
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be opened: {error.strerror}; make it readable") from error
+
+    def read(self) -> bytes:
+        """The next line with its end; empty after the last one.
+
+        Raises:
+            _Unreadable: the line is too long, and has been passed over.
+            InputError: the file cannot be read any further.
+        """
+        try:
+            line = self._stream.readline(MAX_RECORD_BYTES + 1)
+            start = self.offset
+            self.offset += len(line)
+            if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
+                self._pass_line()
+                raise _too_long(self.offset - start)
+        except (OSError, pa.ArrowException) as error:
+            self._fail(error)
+        return line.removeprefix(codecs.BOM_UTF8) if start == 0 else line
+
+    def seek(self, offset: int) -> None:
+        """Goes to a place; a compressed file is read forward, from its beginning only to go back."""
+        try:
+            if self._compression is None:
+                self.offset = self._stream.seek(offset)
+                return
+            if offset < self.offset:
+                self.close()
+                self._open()
+            while self.offset < offset:
+                block = self._stream.read(min(_BLOCK, offset - self.offset))
+                if not block:
+                    return
+                self.offset += len(block)
+        except (OSError, pa.ArrowException) as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stream.close()
+        for opened in reversed(self._closing):
+            opened.close()
+
+    def _pass_line(self) -> None:
+        while block := self._stream.readline(_BLOCK):
+            self.offset += len(block)
+            if block.endswith(b"\n"):
+                return
+
+    def _fail(self, error: Exception) -> NoReturn:
+        what = f"is damaged or cut short as a {self._compression} file" if self._compression else "cannot be read"
+        raise InputError(f"{self._path}: {what} ({error}); make it anew") from error
+
+
+def _too_long(num_bytes: int) -> _Unreadable:
+    return _Unreadable(f"line_too_long: {num_bytes:,} bytes, and {MAX_RECORD_BYTES:,} is the most that is read")
+
+
+def _json_records(lines: _Lines) -> Iterator[Record]:
+    """Every line is a record, but for those of whitespace only."""
+    while True:
+        start = lines.offset
+        try:
+            line = lines.read()
+            if not line:
+                return
+            line = line.strip()
+            if line:
+                yield start, _parse_object(line), None
+        except _Unreadable as error:
+            yield start, {}, str(error)
+
+
+def _parse_object(line: bytes) -> dict[str, Any]:
+    """The object that is a line.
+
+    Raises:
+        _Unreadable: there is none, or it cannot be written again as UTF-8.
+    """
+    try:
+        text = line.decode()
+        value, end = _decode(text)
+    except UnicodeDecodeError as error:
+        raise _Unreadable(f"invalid_utf8: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise _Unreadable(f"invalid_json: {error.msg} at character {error.pos}") from error
+    except ValueError as error:
+        raise _Unreadable(f"invalid_json: {error}") from error
+    except RecursionError as error:
+        raise _Unreadable("invalid_json: nested too deeply") from error
+    if end != len(text):
+        raise _Unreadable(f"invalid_json: something follows the value at character {end}")
+    if type(value) is not dict:
+        raise _Unreadable(f"not_an_object: it is {_JSON_NAMES[type(value)]}")
+    if text.count("[") + text.count("{") > _MAX_NESTING and _is_deep(value):
+        raise _Unreadable(f"invalid_json: nested more than {_MAX_NESTING} levels deep")
+    if "\\u" in text and _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise _Unreadable("invalid_utf8: half a surrogate pair, which no text can hold") from error
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).raw_decode
+_JSON_NAMES = {
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
+    level: list[Any] = [value]
+    for _ in range(_MAX_NESTING):
+        children = (child for node in level for child in (node.values() if type(node) is dict else node))
+        level = [child for child in children if type(child) in (dict, list)]
+        if not level:
+            return False
+    return True
+
+
+class _RecordLines:
+    """Lines as `csv.reader` asks for them; outlives an error, unlike a generator."""
+
+    def __init__(self, lines: _Lines) -> None:
+        self._lines = lines
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts a record."""
+        self.start = self._lines.offset
+        self.decoding_error: UnicodeDecodeError | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._lines.read()
+        if not line:
+            raise StopIteration
+        num_bytes = self._lines.offset - self.start
+        if num_bytes > MAX_RECORD_BYTES:
+            raise _too_long(num_bytes)
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            self.decoding_error = error
+            return line.decode(errors="surrogateescape")
+
+
+def _split(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
+    """The records of a CSV file, after RFC 4180: where each begins, its fields, and why it cannot be read."""
+    # The limit is the process's, and the only one there is; _RecordLines sees to the real one.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
+    source = _RecordLines(lines)
+    # Strict, so that a lost quote becomes an error rather than one row that swallows the others in silence.
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    while True:
+        source.begin()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except _Unreadable as error:
+            yield source.start, [], str(error)
+            continue
+        except csv.Error as error:
+            yield source.start, [], f"invalid_csv: {error}"
+            continue
+        if source.decoding_error is not None:
+            yield source.start, [], f"invalid_utf8: {source.decoding_error.reason}"
+        elif fields:
+            yield source.start, fields, None
+
+
+def _read_header(lines: _Lines, delimiter: str) -> tuple[str, ...] | None:
+    for _, fields, error in _split(lines, delimiter):
+        if error is not None:
+            raise InputError(f"{lines._path}: its header, the first record, cannot be read ({error}); correct it")
+        twice = sorted({name for name in fields if fields.count(name) > 1})
+        if twice:
+            raise InputError(f"{lines._path}: its header names {twice[0]!r} more than once; give each column its own")
+        return tuple(fields)
+    return None
+
+
+def _delimited_records(lines: _Lines, delimiter: str, columns: tuple[str, ...]) -> Iterator[Record]:
+    for start, fields, error in _split(lines, delimiter):
+        if error is not None:
+            yield start, {}, error
+        elif len(fields) != len(columns):
+            yield start, {}, f"wrong_number_of_fields: {len(fields)}, and the header has {len(columns)}"
+        else:
+            yield start, dict(zip(columns, fields, strict=True)), None
