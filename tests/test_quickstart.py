@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from seedx_batch.records import Row, RowKey
 from seedx_batch.spec import load
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+LEDGER = ".state/ledger/rank-00000.jsonl"
 READMES = ("README.md", "README.zh-CN.md")
 
 
@@ -108,13 +110,13 @@ def test_killed_five_times(quickstart: Path, clone: Path) -> None:
 
     Texts equal those of the undisturbed run but for near-ties, which depend on the batch a row is in; they are counted.
     """
-    command = ["./run_job.sh", "jobs/quickstart.yaml", "--limit", "96", "--set", "executor.checkpoint_s=0.2"]
+    command = ["./run_job.sh", "jobs/quickstart.yaml", "--limit", "96"]
+    command += ["--set", "executor.checkpoint_s=0.2", "--set", "engine.max_num_seqs=8"]
     run = clone / "runs/quickstart-limit-96"
-    for seconds in (3.0, 8.0, 0.3, 1.0, 2.0):
+    for least in (None, 0, 1, 5, 20):  # rows of that launch; None: while the engine loads
+        earlier = {line["launch"] for line in ledger.read(run / LEDGER)}
         process = subprocess.Popen(command, cwd=clone, stderr=subprocess.DEVNULL, start_new_session=True)
-        if seconds < 3:  # that long after the engine is up
-            wait_for_engine(process, run)
-        time.sleep(seconds)
+        wait_for(process, run, earlier, least)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     saved = status.read(run).num_done
@@ -124,7 +126,7 @@ def test_killed_five_times(quickstart: Path, clone: Path) -> None:
     assert [row["id"] for row in rows] == parts_of(quickstart)["id"].to_pylist()[:96]
     generated = sum(row["num_output_tokens"] for row in rows if not row["deduplicated"])
     told = ledger.totals(run / ".state/ledger")["num_output_tokens"]
-    last = ledger.read(run / ".state/ledger/rank-00000.jsonl")[-2]
+    last = ledger.read(run / LEDGER)[-2]
     assert 0 < saved < 96
     assert last["num_rows"] == 96 - saved  # what was saved was not generated again
     assert told <= generated
@@ -135,9 +137,12 @@ def test_killed_five_times(quickstart: Path, clone: Path) -> None:
     assert differing <= 10
 
 
-def wait_for_engine(process: subprocess.Popen[bytes], run: Path) -> None:
-    """Waits until the worker of this launch has its engine."""
-    path = run / ".state/ledger/rank-00000.jsonl"
-    num_loaded = sum(line["event"] == "loaded" for line in ledger.read(path))
-    while process.poll() is None and sum(line["event"] == "loaded" for line in ledger.read(path)) == num_loaded:
+def wait_for(process: subprocess.Popen[bytes], run: Path, earlier: Collection[str], least: int | None) -> None:
+    """Waits until this launch's worker has its engine and so many rows; with None, until it has begun to load."""
+    events = ("started",) if least is None else ("checkpoint",)
+    while process.poll() is None:
+        last = ledger.read_last(run / LEDGER) or {"launch": "", "event": ""}
+        is_new = last["launch"] not in earlier
+        if is_new and last["event"] in events and last.get("num_rows", 0) >= (least or 0):
+            return
         time.sleep(0.05)
