@@ -128,8 +128,7 @@ def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: P
     if settings is None:
         from seedx_batch.engine.simulated import SimulatedEngine
 
-        limits = {"max_num_seqs": spec.engine.max_num_seqs, "max_model_len": spec.model.max_model_len}
-        return SimulatedEngine(**{name: value for name, value in limits.items() if value is not None})
+        return SimulatedEngine(spec.engine.max_num_seqs or 64, spec.model.max_model_len or 32_768)
     from seedx_batch.engine.vllm import VllmEngine
 
     return VllmEngine(settings.args, prompts.chat_template)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import ask, parts_of, seedx_batch, write_job, write_rows
+from tests.jobs import ask, parts_of, seedx_batch, write_job, write_rows
 
 Refused = Callable[..., None]
 GOOD = '{"id": "good", "source": "你好"}'

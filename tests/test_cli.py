@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import REPOSITORY, ask, environment, seedx_batch, write_job, write_rows
+from tests.jobs import REPOSITORY, ask, environment, seedx_batch, write_job, write_rows
 
 Capture = pytest.CaptureFixture[str]
 HEAVY = ("torch", "transformers", "vllm", "datasets", "ray")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import environment, parts_of, seedx_batch, write_job, write_rows
 from seedx_batch import ledger, parts
+from tests.jobs import environment, parts_of, seedx_batch, write_job, write_rows
 
 pytestmark = pytest.mark.process
 LEDGER = "run/.state/ledger/rank-00000.jsonl"

@@ -34,6 +34,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(platforms, "_free_bytes", lambda: 10 * GIB)
     monkeypatch.setattr(platforms, "_vllm_version", lambda: (0, 32))
     monkeypatch.setattr(platforms, "_LIBRARIES", [])
+    monkeypatch.setattr(platforms, "_one_per_core", lambda cpus: cpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     folder = tmp_path / "model"
     folder.mkdir()
@@ -251,6 +252,17 @@ def test_cpu_threads(start: Start, monkeypatch: pytest.MonkeyPatch, cpus: set[in
     chosen = start("cpu", tensor_parallel_size=ranks)
     assert chosen.env["VLLM_CPU_OMP_THREADS_BIND"] == bind
     assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in chosen.env) is (ranks == 1)
+
+
+def test_cpu_threads_are_one_per_core(tmp_path: Path) -> None:
+    """Of the hardware threads of one core that this process may use, the first is taken."""
+    for cpu, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 4: "0,4", 5: "1,5"}.items():
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings + "\n")
+    assert platforms._one_per_core([0, 1, 2, 4, 5], tmp_path) == [0, 1, 2]
+    assert platforms._one_per_core([1, 2, 4, 5], tmp_path) == [1, 2, 4]
+    assert platforms._one_per_core([8, 9], tmp_path) == [8, 9]
 
 
 def test_cpu_memory_for_usual_sequences(start: Start) -> None:

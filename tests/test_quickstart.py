@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import REPOSITORY, parts_of
 from seedx_batch import ledger, models, packaged, status
 from seedx_batch.prompts import Prompts
 from seedx_batch.records import Row, RowKey
 from seedx_batch.spec import load
+from tests.jobs import REPOSITORY, parts_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 LEDGER = ".state/ledger/rank-00000.jsonl"
