@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -30,6 +31,8 @@ _SECTIONS = {
 """What is told of the engine's configuration, by the section of vLLM's VllmConfig that holds it."""
 
 _PACKAGES = ("vllm-ascend", "torch", "torch-npu")
+_DECORATION = re.compile(r"\x1b\[[0-9;]*m|\*{3,}|^\s*\*\s", re.MULTILINE)
+"""Colours and frames of asterisks in warnings."""
 _MAX_REASON_CHARS = 400
 
 
@@ -76,7 +79,7 @@ def main() -> None:
         except Exception as error:  # whatever vLLM, a plugin or a model's files can break
             answer = {"refused": _reason(error)}
         else:
-            answer |= {"changed_env": _changes(before, os.environ), "warnings": warnings}
+            answer |= {"changed_env": _changes(before, {**os.environ, **_set_in_vllm()}), "warnings": warnings}
         os.write(output, f"{json.dumps(answer)}\n".encode())
 
 
@@ -144,6 +147,13 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, l
     return {name: [before.get(name), after.get(name)] for name in names if before.get(name) != after.get(name)}
 
 
+def _set_in_vllm() -> dict[str, str]:
+    """Variables that a plugin set in `vllm.envs` only: vLLM reads them there, whatever the environment has."""
+    from vllm import envs
+
+    return {name: str(vars(envs)[name]) for name in envs.environment_variables if name in vars(envs)}
+
+
 def _collect_warnings() -> list[str]:
     """A list that fills with what vLLM and vllm-ascend warn of from now on, each text once.
 
@@ -155,7 +165,7 @@ def _collect_warnings() -> list[str]:
     def collect(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record: logging.LogRecord = make(*args, **kwargs)
         if record.levelno >= logging.WARNING and record.name.partition(".")[0] in ("vllm", "vllm_ascend"):
-            text = " ".join(record.getMessage().split())
+            text = " ".join(_DECORATION.sub(" ", record.getMessage()).split())
             if text not in texts:
                 texts.append(text)
         return record

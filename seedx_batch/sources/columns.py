@@ -39,7 +39,7 @@ class CarriedColumn:
     Args:
         name: in the output; `source`: in the input.
         type: in every part.
-        as_json: the values differ in type or are nested, and are stored as their JSON text.
+        as_json: the values differ in type or are nested: texts are stored as they are, all else as its JSON text.
     """
 
     name: str
@@ -168,17 +168,21 @@ def _array(column: CarriedColumn, origin: Batch | None, rows: list[Row]) -> pa.A
         if origin is not None:
             # As it is stored: what becomes of it in Python (no nanoseconds, say) is for prompts only.
             places = [row.fields.row for row in rows if isinstance(row.fields, ArrowFields)]
-            stored = origin.column(column.source)
-            return pa.nulls(len(rows), column.type) if pa.types.is_null(stored.type) else stored.take(pa.array(places))
+            # The cast is for a file in which the column is nothing but null.
+            return origin.column(column.source).take(pa.array(places)).cast(column.type)
         values = [row.fields.get(column.source) for row in rows]
         if column.as_json:
-            values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+            values = [_as_text(value) for value in values]
         return pa.array(values, column.type)
     except (pa.ArrowException, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
             f"column '{column.source}' at row {rows[0].id} or soon after: is not {column.type}, which it was when the "
             f"rows were counted ({error}); put the input back as it was"
         ) from error
+
+
+def _as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ def test_rows_with_errors_carry_nulls(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"n": 1, "m": [1]}\n{"n"\n{"m": "x", "n": null}\n')
     found = scan(path)
     read_rows = read(found)
-    assert sources.carry(found.columns, read_rows).to_pydict() == {"n": [1, None, None], "m": ["[1]", None, '"x"']}
+    assert sources.carry(found.columns, read_rows).to_pydict() == {"n": [1, None, None], "m": ["[1]", None, "x"]}
     assert sources.carry(found.columns, read_rows[1:2]).to_pydict() == {"n": [None], "m": [None]}
     raw = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
     pq.write_table(pa.table({"text": raw, "n": [1, 2, 3]}), tmp_path / "b.parquet")
@@ -116,3 +116,12 @@ def test_a_value_that_no_longer_fits(value: object) -> None:
     column = CarriedColumn("n", "n", pa.int64())
     with pytest.raises(InputError, match="column 'n' at row r7 or soon after: is not int64"):
         sources.carry([column], [Row(RowKey(0, 0), "r7", {"n": value})])
+
+
+def test_a_stored_column_that_no_longer_fits(tmp_path: Path) -> None:
+    """A parquet column that is gone, or whose values are of another type, is such an error as well."""
+    pq.write_table(pa.table({"n": ["text"]}), tmp_path / "a.parquet")
+    read_rows = read(scan(tmp_path / "a.parquet"))
+    for source in ("n", "m"):
+        with pytest.raises(InputError, match=f"column '{source}' at row a.parquet:0 or soon after: is not int64"):
+            sources.carry([CarriedColumn("n", source, pa.int64())], read_rows)

@@ -159,6 +159,36 @@ def test_a_compressed_file_is_read_once(tmp_path: Path, ending: str, monkeypatch
     assert len(opened) == 1
 
 
+def test_a_row_group_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of one row group that come in order, with gaps, are one stream; groups between shards are not read."""
+    write_parquet(tmp_path / "a.parquet", ROWS)
+    found = scan(tmp_path / "a.parquet", 100)
+    groups = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted(*arguments: Any, **options: Any) -> object:
+        groups.append(list(options["row_groups"]))
+        return iter_batches(*arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    with sources.Reader(found.files, found.id_column) as reader:
+        rows = [row.id for index in (0, 3, 9, 25, 29) for row in reader.rows(found.shards[index])]
+    assert rows == [f"r{index * 100 + place}" for index in (0, 3, 9, 25, 29) for place in range(100)]
+    assert groups == [[0, 1, 2], [2]]
+
+
+def test_a_page_with_a_checksum_is_checked(tmp_path: Path) -> None:
+    """A flipped bit in a page that has a checksum is an error, not another value."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"n": [7] * 9}), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    content[content.index((7).to_bytes(8, "little") * 9)] ^= 1
+    path.write_bytes(content)
+    found = scan(path)
+    with pytest.raises(InputError, match=r"a\.parquet: is damaged after row 0"):
+        read(found)
+
+
 def test_ids(tmp_path: Path) -> None:
     """A row's id is its id column as text, and its file and place where that says nothing."""
     values: list[Any] = ["a", 7, 1.5, True, ["x", 1], None, ""]
