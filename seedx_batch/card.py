@@ -3,6 +3,7 @@
 Must never know the engine, and changes no part.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ _HEAD = """---
 configs:
 - config_name: default
   default: true
+  version: {version}
   data_files: data/*.parquet
 - config_name: stats
+  version: {version}
   data_files: stats.parquet
 {languages}tags:
 - seedx-batch
@@ -112,7 +115,17 @@ def _card(spec: JobSpec, prompts: Prompts, plan: Plan, footers: list[Footer], st
         "A row with `status` `error` has its reason in `error`; `truncated`: the output budget ended the text.",
         "",
     ]
-    return _HEAD.format(languages=languages) + "\n" + "\n".join(lines)
+    return _HEAD.format(version=_version(footers), languages=languages) + "\n" + "\n".join(lines)
+
+
+def _version(footers: list[Footer]) -> str:
+    """A version that other parts do not have.
+
+    `datasets` caches a folder with a card by the folder's last name, the configuration's name and its version: without
+    this, another run of the same name would be taken for this one.
+    """
+    told = "".join(f"{footer.fingerprint}{footer.shard.index}{footer.committed_at}" for footer in footers)
+    return f"0.0.{int(hashlib.sha256(told.encode()).hexdigest()[:12], 16)}"
 
 
 def _token_line(kind: str, flat: dict[str, Any]) -> str:

@@ -67,6 +67,19 @@ def test_datasets_opens_the_run(job: Path) -> None:
     assert "- 'zh'" in card
 
 
+def test_datasets_does_not_mix_runs_up(tmp_path: Path) -> None:
+    """Two runs whose folders have the same name are two datasets, also where datasets has cached the first."""
+    import datasets
+
+    for name, size in (("a", 7), ("b", 9)):
+        path = write_job(tmp_path / name, write_rows(tmp_path / name / "rows.jsonl", TEXTS[:size]))
+        assert seedx_batch("run", path).returncode == 0
+        loaded = datasets.load_dataset(str(tmp_path / name / "run"), cache_dir=str(tmp_path / "cache"))["train"]
+        assert loaded["source"][:] == TEXTS[:size]
+        stats = datasets.load_dataset(str(tmp_path / name / "run"), "stats", cache_dir=str(tmp_path / "cache"))["train"]
+        assert sum(stats["num_rows"]) == size
+
+
 def test_a_second_run_has_nothing_to_do(job: Path) -> None:
     """The same command again says so, starts no worker and touches no part."""
     assert seedx_batch("run", job).returncode == 0
