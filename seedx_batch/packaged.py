@@ -306,7 +306,9 @@ def _convert_weights(gguf: Path, model: PackagedModel, made: Path) -> None:
     config = json.loads((made / "config.json").read_text(encoding="utf-8"))
     if config["architectures"] != [model.architecture]:
         raise ModelUnavailable(f"the GGUF file holds a {config['architectures']}, expected was {model.architecture}")
-    config.pop("_model_name_or_path", None)
+    # transformers 5 makes these of the older keys, and vLLM with transformers 4 cannot do with both.
+    for name in ("_model_name_or_path", "rope_parameters"):
+        config.pop(name, None)
     ends = {"bos_token_id": model.bos_token_id, "eos_token_id": list(model.eos_token_ids)}
     _write_json(made / "config.json", config | ends | model.config)
     _write_json(made / "generation_config.json", ends)
