@@ -75,10 +75,13 @@ class Seen:
 def main() -> None:
     """Do what the command line asks for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("versions", nargs="*", default=list(make_env.TORCH), choices=make_env.TORCH, metavar="VERSION")
+    parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"Of {', '.join(make_env.TORCH)}; default: all.")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    seen = [see(version, arguments.overrides) for version in arguments.versions]
+    unknown = set(arguments.versions) - make_env.TORCH.keys()
+    if unknown:
+        parser.error(f"no recipe for {', '.join(sorted(unknown))}")
+    seen = [see(version, arguments.overrides) for version in arguments.versions or make_env.TORCH]
     print(table(seen))
     sys.exit(0 if all(one.is_good for one in seen) else 1)
 
