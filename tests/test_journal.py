@@ -248,6 +248,7 @@ while True:
 """
 
 
+@pytest.mark.process
 def test_killed_while_appending(tmp_path: Path) -> None:
     """Killed with SIGKILL again and again, a writer loses no batch that `append` returned for."""
     path = tmp_path / "shard.journal"

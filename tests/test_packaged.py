@@ -374,8 +374,8 @@ def test_transformers_loads_the_tokenizer_without_complaint(prepared: tuple[Pack
 
 
 @pytest.mark.engine
-def test_configurations_say_it_to_transformers_4_and_5(prepared: tuple[PackagedModel, Path]) -> None:
-    """Rope settings are spelled so that both read the same, and generation ends where the model ends."""
+def test_configurations_say_what_the_model_is(prepared: tuple[PackagedModel, Path]) -> None:
+    """Class, type and ends are there, and rope only in the older keys, which every version of transformers reads."""
     model, folder = prepared
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == [model.architecture]
@@ -383,16 +383,18 @@ def test_configurations_say_it_to_transformers_4_and_5(prepared: tuple[PackagedM
     assert config["tie_word_embeddings"] is True
     assert config["eos_token_id"] == list(model.eos_token_ids)
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == list(model.eos_token_ids)
-    # The older spelling alone: this transformers makes the newer of it, and vLLM 0.18 cannot do with both.
     assert "rope_parameters" not in config
-    read = f"t.AutoConfig.from_pretrained({str(folder)!r}).rope_parameters"
-    code = f"import json, transformers as t; print(json.dumps({read}))"
+    assert config["rope_theta"] == model.config["rope_theta"]
+
+
+@pytest.mark.engine
+def test_transformers_reads_the_rope_of_both_kinds_of_layer() -> None:
+    """From the older keys the installed transformers makes Gemma's two rope frequencies."""
+    folder = packaged.prepare("package:gemma3-270m", models.cache_folder(), print)
+    code = f"import json; from transformers import AutoConfig as A; c = A.from_pretrained({str(folder)!r}); "
+    code += "print(json.dumps({kind: rope['rope_theta'] for kind, rope in c.rope_parameters.items()}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    rope = json.loads(done.stdout.splitlines()[-1])
-    if "full_attention" in rope:
-        assert rope["sliding_attention"]["rope_theta"] == config["rope_local_base_freq"]
-        rope = rope["full_attention"]
-    assert rope["rope_theta"] == config["rope_theta"]
+    assert json.loads(done.stdout) == {"full_attention": 1e6, "sliding_attention": 1e4}
 
 
 @pytest.mark.engine

@@ -141,6 +141,7 @@ def write_wheel(folder: Path, name: str, version: str, requires: str = "") -> No
             wheel.write(path, path.relative_to(source))
 
 
+@pytest.mark.process
 def test_set_up_replaces_nothing_in_a_container(tmp_path: Path) -> None:
     """A real pip adds what is missing and fits the container's torch, though a newer torch is to be had."""
     project, container, wheels = tmp_path / "project", tmp_path / "container", tmp_path / "wheels"

@@ -11,7 +11,7 @@ from seedx_batch.errors import RowRejected, SpecError
 from seedx_batch.records import Message
 from tests.tiny_models import tiny_chat, tiny_seed_x
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.engine  # transformers takes seconds to import
 
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
