@@ -221,7 +221,7 @@ def own_processes(scenario: str, tmp_path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.engine.separate_processes", scenario, str(model), str(CACHE)]
     environ = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environ, start_new_session=True, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env=environ, start_new_session=True, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
