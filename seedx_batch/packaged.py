@@ -181,7 +181,6 @@ def _make(name: str, model: PackagedModel, target: Path, say: Callable[[str], No
         _publish(made, target)
     finally:
         shutil.rmtree(workshop)
-    say(f"{name}: ready in {target}")
 
 
 def _check_libraries(name: str, target: Path) -> None:

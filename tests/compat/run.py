@@ -11,13 +11,15 @@ in .cache/compat. Exits with 1 where tests or a job failed; texts that differ do
 """
 
 import argparse
+import contextlib
+import fcntl
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -81,9 +83,23 @@ def main() -> None:
     unknown = set(arguments.versions) - make_env.TORCH.keys()
     if unknown:
         parser.error(f"no recipe for {', '.join(sorted(unknown))}")
-    seen = [see(version, arguments.overrides) for version in arguments.versions or make_env.TORCH]
+    with _alone():
+        seen = [see(version, arguments.overrides) for version in arguments.versions or make_env.TORCH]
     print(table(seen))
     sys.exit(0 if all(one.is_good for one in seen) else 1)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Waits for another run in the same folder: it would remove this one's files."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another run is at work in {FOLDER}; waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def see(version: str, overrides: Sequence[str]) -> Seen:
