@@ -130,7 +130,7 @@ def _estimate(spec: JobSpec, directory: RunDirectory, num_left: int) -> dict[str
     trials = sorted(directory.path.parent.glob(f"{directory.path.name}-limit-*"))
     for measured in (directory, *(RunDirectory(path) for path in reversed(trials))):
         totals: Mapping[str, float] = ledger.totals(measured.ledgers)
-        seconds = totals.get("busy_s", 0) + totals.get("idle_s", 0)
+        seconds = totals.get("busy_s", 0) + totals.get("idle_s", 0) + totals.get("tail_s", 0)
         if seconds and totals.get("num_rows"):
             rate = totals["num_rows"] / seconds
             return {"rows_per_s": round(rate, 3), "hours": round(num_left / rate / 3600, 3), "from": str(measured.path)}

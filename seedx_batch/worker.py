@@ -9,11 +9,13 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 from seedx_batch import __version__, identity, models, platforms
+from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
 from seedx_batch.errors import EngineDied, SeedxBatchError, SpecError, Stopped
 from seedx_batch.intake import Intake
@@ -108,8 +110,8 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
             worker=f"rank-{rank:05d}",
             versions=versions,
         )
-        with Reader(plan.files, plan.id_column) as reader:
-            return _loop(spec, prompts, engine, Shelf(run, shards, reader, imprint), ledger, stop)
+        with Reader(plan.files, plan.id_column) as reader, closing(Shelf(run, shards, reader, imprint)) as shelf:
+            return _loop(spec, prompts, engine, shelf, ledger, stop)
     finally:
         engine.close()
 
@@ -138,8 +140,7 @@ def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger:
     if not isinstance(spec.decoding, SampleDecoding):
         raise SpecError(BEAM_FAULT)
     loop = Loop(
-        rows=shelf.rows(),
-        start=Intake(prompts, spec.decoding, engine),
+        ahead=Ahead(shelf.rows(), Intake(prompts, spec.decoding, engine), num_rows_ahead(engine.max_num_seqs)),
         engine=engine,
         shelf=shelf,
         window=_WINDOWS * engine.max_num_seqs,
@@ -152,6 +153,7 @@ def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger:
         return loop.run()
     except EngineDied:
         loop.checkpoint()
+        shelf.wait()
         raise
 
 

@@ -80,6 +80,8 @@ class VllmEngine:
         self.versions: Mapping[str, str] = _versions()
         self.num_steps = 0
         self.num_output_tokens = 0
+        self.last_step = (0.0, 0.0)
+        self._fed_at = self._told_at = 0.0
         self._requests: dict[str, RequestId] = {}
         self._prepared: dict[int, tuple[Params, SamplingParams]] = {}
         self._tokenization = Tokenization(
@@ -87,7 +89,11 @@ class VllmEngine:
         )
         self._died: EngineDied | None = None
         self._closing = threading.Event()
-        _watch(self._engine.engine_core, self._closing)
+        core = self._engine.engine_core
+        _watch(core, self._closing)
+        self._has_process = hasattr(core, "outputs_queue")
+        if self._has_process:
+            core.get_output = self._noting_when(core.get_output)
 
     @property
     def num_unfinished(self) -> int:
@@ -151,6 +157,8 @@ class VllmEngine:
             raise self._died from error
         except _REFUSED as error:
             raise RowRejected("refused", f"vLLM refuses it: {_reason(error)}") from error
+        if not self._requests:
+            self._fed_at = time.monotonic()
         self._requests[name] = request.id
 
     def step(self) -> list[EngineOutput]:
@@ -159,6 +167,7 @@ class VllmEngine:
             raise self._died
         if not self._requests:
             return []
+        called_at = time.monotonic()
         try:
             finished = [output for output in self._engine.step() if output.finished]
         except EngineDeadError as error:
@@ -170,6 +179,10 @@ class VllmEngine:
             self._died = EngineDied(f"vLLM's engine failed in a step: {_reason(error)}")
             raise self._died from error
         self.num_steps += 1
+        if self._has_process:  # it steps on as long as it has requests, whatever this process does meanwhile
+            self.last_step = (max(self.last_step[1], self._fed_at), self._told_at)
+        else:
+            self.last_step = (called_at, time.monotonic())
         outputs = []
         for output in finished:
             request_id = self._requests.pop(output.request_id, None)
@@ -198,6 +211,16 @@ class VllmEngine:
         self._closing.set()
         _end(self._engine.engine_core)
         self._llm = None
+
+    def _noting_when(self, get_output: Callable[[], Any]) -> Callable[[], Any]:
+        """`get_output` of vLLM's client, which notes when the engine process was done with the step."""
+
+        def noted() -> Any:
+            outputs = get_output()
+            self._told_at = outputs.timestamp
+            return outputs
+
+        return noted
 
     def _params(self, params: Params) -> SamplingParams:
         """vLLM's form; made once for params that rows share (a seed belongs to one row), by identity."""
@@ -240,7 +263,13 @@ def _check_vllm(llm: LLM | None) -> None:
         engine = getattr(llm, "llm_engine", None)
         core = getattr(engine, "engine_core", None)
         resources = getattr(core, "resources", None)
-        owned = [(llm, "llm_engine"), (engine, "vllm_config"), (engine, "engine_core"), (core, "shutdown")]
+        owned = [
+            (llm, "llm_engine"),
+            (engine, "vllm_config"),
+            (engine, "engine_core"),
+            (core, "get_output"),
+            (core, "shutdown"),
+        ]
         if resources is not None:
             owned += [(core, "outputs_queue"), (resources, "engine_dead"), (resources, "engine_manager")]
         absent += [f"{type(thing).__name__}.{name}" for thing, name in owned if not hasattr(thing, name)]
