@@ -5,7 +5,8 @@ Must never know the job's yaml, vLLM, signals or other workers.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from seedx_batch.ahead import Ahead, Ready
@@ -26,8 +27,8 @@ class Completions(Protocol):
     def put(self, completion: Completion) -> None:
         """Takes what a row ended as."""
 
-    def save(self) -> None:
-        """Begins to put everything that was taken on disk."""
+    def save(self, then: Callable[[], None]) -> None:
+        """Begins to put everything that was taken on disk; `then` is called when it is there, by the writing thread."""
 
     def publish_full(self) -> None:
         """Begins to make a part of every shard that is full."""
@@ -77,7 +78,7 @@ class Loop:
         twins: merges identical requests; None where every row is generated.
         checkpoint_s: finished rows are on disk after at most so many seconds.
         stopping: asked before every step; the seconds that rows in flight still have, or None to go on.
-        on_checkpoint: told the counters after every checkpoint.
+        on_checkpoint: told the counters after every checkpoint, by the thread that has written it.
     """
 
     ahead: Ahead
@@ -115,13 +116,12 @@ class Loop:
         return not self.ahead and not self._decoders
 
     def checkpoint(self) -> None:
-        """Puts every finished row on disk, without waiting for it."""
-        self.shelf.save()
+        """Puts every finished row on disk, without waiting for it, and tells the counters when it is there."""
         self.counters.num_in_flight = len(self._decoders)
         self.counters.busy_s = self._occupancy.busy_s
         self.counters.idle_s = self._occupancy.idle_s
         self.counters.tail_s = self._occupancy.tail_s
-        self.on_checkpoint(self.counters)
+        self.shelf.save(partial(self.on_checkpoint, replace(self.counters)))
         self._saved_at = time.monotonic()
 
     def _feed(self) -> None:

@@ -4,7 +4,7 @@ A thread of its own writes, so that no engine waits for a disk; an open shard is
 thread's alone from then on. Must never know the engine, prompts, or how a completion came about.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -82,21 +82,24 @@ class Shelf:
         """Takes what a row ended as."""
         self._open[completion.key.shard].shard.complete(completion)
 
-    def save(self) -> None:
+    def save(self, then: Callable[[], None]) -> None:
         """Begins to put every completion that is not on disk yet into its shard's journal.
+
+        Args:
+            then: called by the writing thread when they are there.
 
         Raises:
             StorageError: something before it could not be written.
         """
         unsaved = [(place.journal, place.shard.take_unsaved()) for place in self._open.values()]
-        unsaved = [(journal, completions) for journal, completions in unsaved if completions]
 
         def append() -> None:
             for journal, completions in unsaved:
-                journal.append(parts.to_batch(completions, self._imprint.completion))
+                if completions:
+                    journal.append(parts.to_batch(completions, self._imprint.completion))
+            then()
 
-        if unsaved:
-            self._writer.begin(append)
+        self._writer.begin(append)
 
     def publish_full(self) -> None:
         """Begins to make a part of every shard that is full.

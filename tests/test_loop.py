@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -29,9 +29,10 @@ class Remembering:
         assert completion.key not in self.unsaved | self.saved, "a row ended twice"
         self.unsaved[completion.key] = completion
 
-    def save(self) -> None:
+    def save(self, then: Callable[[], None]) -> None:
         self.saved |= self.unsaved
         self.unsaved = {}
+        then()
 
     def publish_full(self) -> None:
         pass

@@ -78,7 +78,7 @@ class SimulatedEngine:
         self._cost = cost
         self._die_at_step = die_at_step
         self._rejects = rejects
-        self._length = length
+        self.length = length
         self._dead = False
         self._requests: dict[RequestId, _Running] = {}
         self._waiting: deque[_Running] = deque()
@@ -207,7 +207,7 @@ class SimulatedEngine:
         for index in range(params.get("n", 1)):
             digest = blake2b(prompt, key=_sampling_key(params, index), digest_size=32).digest()
             drawn = int.from_bytes(digest[:6], "big")
-            wanted = 1 + drawn % most if self._length is None else self._length(len(ids), drawn / (1 << 48))
+            wanted = 1 + drawn % most if self.length is None else self.length(len(ids), drawn / (1 << 48))
             candidates.append(_candidate(digest, min(max(1, wanted), most), most, params))
         return EngineOutput(request.id, tuple(candidates), num_prompt_tokens=len(ids), num_cached_tokens=0)
 
