@@ -76,9 +76,9 @@ class LateSimulated(SimulatedEngine):
         return super().step()
 
 
-def texts(num_rows: int) -> list[str]:
+def texts(num_rows: int, corpus: int = 0) -> list[str]:
     """Texts of lognormal length, as sentences of a corpus have."""
-    draw = random.Random(num_rows)
+    draw = random.Random(1000 * num_rows + corpus)
     return ["w" * max(4, round(4 * draw.lognormvariate(3.2, 0.7))) for _ in range(num_rows)]
 
 
@@ -123,30 +123,39 @@ def true_lengths(rows: list[Row], admit: Callable[[Row], Admitted], engine: Simu
     return lengths
 
 
-def print_simulated(sizes: list[int]) -> None:
-    """Steps and virtual time by order, then steps by window."""
-    print("Steps by the order of rows, window 1.25 (in brackets: to file order)\n")
+def steps_of(size: int, corpus: int, max_num_seqs: int, length: Callable[[int, float], int] | None) -> list[int]:
+    """Steps in the orders of ORDERS."""
+    return [
+        simulate(texts(size, corpus), SimulatedEngine(max_num_seqs, length=length), order, 1.25).num_steps
+        for order in ORDERS
+    ]
+
+
+def print_simulated(sizes: list[int], num_corpora: int) -> None:
+    """Steps by order, then by window."""
+    print(f"Steps by the order of rows, window 1.25, medians of {num_corpora} corpora (in brackets: to file order)\n")
     print("| outputs | rows | max_num_seqs | file order | ours | oracle |\n|---|---:|---:|---:|---:|---:|")
     for kind, length in LENGTHS.items():
         for size in sizes:
             for max_num_seqs in (16, 32, 64):
-                steps = [
-                    simulate(texts(size), SimulatedEngine(max_num_seqs, length=length), order, 1.25).num_steps
-                    for order in ORDERS
+                counts = [steps_of(size, corpus, max_num_seqs, length) for corpus in range(num_corpora)]
+                told = [
+                    f"{statistics.median(count[order] for count in counts):,.0f} "
+                    f"({statistics.median(count[order] / count[0] for count in counts):.3f})"
+                    for order in range(len(ORDERS))
                 ]
-                told = " | ".join(f"{count:,} ({count / steps[0]:.3f})" for count in steps)
-                print(f"| {kind} | {size:,} | {max_num_seqs} | {told} |")
+                print(f"| {kind} | {size:,} | {max_num_seqs} | {' | '.join(told)} |")
     print("\nSteps by window, in units of max_num_seqs, 2,048 rows in file order, to one call with all rows\n")
     print("| engine | max_num_seqs | " + " | ".join(f"{window:g}" for window in WINDOWS) + " |")
     print("|---|---:|" + "---:|" * len(WINDOWS))
     sources = texts(2048)
-    for name, kind in (("in this process", SimulatedEngine), ("in its own (a step late)", LateSimulated)):
+    for name, make in (("in this process", SimulatedEngine), ("in its own (a step late)", LateSimulated)):
         for max_num_seqs in (16, 64, 256):
             whole = simulate(
                 sources, SimulatedEngine(max_num_seqs, length=translated, cost=FLAT), "file order", 1e9
             ).num_steps
             ratios = [
-                simulate(sources, kind(max_num_seqs, length=translated, cost=FLAT), "file order", window).num_steps
+                simulate(sources, make(max_num_seqs, length=translated, cost=FLAT), "file order", window).num_steps
                 / whole
                 for window in WINDOWS
             ]
@@ -255,7 +264,7 @@ def measure(job: Path, plans: list[tuple[str, float]], rounds: int, own_process:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"order"')]
 
 
-def print_real(model: str, num_rows: int, rounds: int, cache: Path) -> None:
+def print_real(model: str, num_rows: int, rounds: int) -> None:
     """Steps, time and idleness on vLLM, by order and by window, in both process models."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -294,8 +303,9 @@ def print_real(model: str, num_rows: int, rounds: int, cache: Path) -> None:
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 2048, 20_000])
-    parser.add_argument("--rows", type=int, default=2000, help="rows of a run on vLLM")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 2048])
+    parser.add_argument("--corpora", type=int, default=5, help="how many different sets of texts")
+    parser.add_argument("--rows", type=int, default=1000, help="rows of a run on vLLM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="random")
     parser.add_argument("--simulated", action="store_true", help="leave vLLM out")
@@ -304,9 +314,9 @@ def main() -> None:
     if options.serve:
         serve(Path(options.serve[0]), [tuple(entry) for entry in json.loads(options.serve[1])], options.rounds)
         return
-    print_simulated(options.sizes)
+    print_simulated(options.sizes, options.corpora)
     if not options.simulated:
-        print_real(options.model, options.rows, options.rounds, models.cache_folder())
+        print_real(options.model, options.rows, options.rounds)
 
 
 if __name__ == "__main__":

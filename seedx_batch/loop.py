@@ -102,6 +102,8 @@ class Loop:
     def run(self) -> bool:
         """Whether everything was done; False when it was stopped before."""
         self._returned_at = self._occupancy.since = time.monotonic()
+        # So that a short job's first rows are ordered too; a long one starts a fraction of a second later for it.
+        self.ahead.read(_ROWS_PER_STEP * self.window)
         while self.ahead or self._decoders:
             seconds = self.stopping()
             if seconds is not None and (seconds <= 0 or not self._decoders):

@@ -4,6 +4,7 @@ Must never know other workers, or who started it.
 """
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -22,13 +23,15 @@ from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger
 from seedx_batch.loop import Loop
 from seedx_batch.models import Model
-from seedx_batch.plan import BEAM_FAULT, Plan, completion_schema, part_schema
+from seedx_batch.plan import BEAM_FAULT, Plan, completion_schema, expected_output_tokens, part_schema
 from seedx_batch.prompts import Prompts
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.shelf import Imprint, Shelf
 from seedx_batch.sources import Reader
 from seedx_batch.spec import JobSpec, SampleDecoding, parse
 from seedx_batch.twins import Twins
+
+_log = logging.getLogger(__name__)
 
 PARENT = "SEEDX_BATCH_PARENT"
 """Environment variable by which a worker knows the process that it must not outlive."""
@@ -69,6 +72,7 @@ def work(path: Path, rank: int, world_size: int) -> int:
         The exit code; what went wrong is in the ledger and the log.
     """
     _end_with_parent()
+    _log.setLevel(logging.INFO)
     run = RunDirectory(path)
     ledger = Ledger(run.ledger(rank))
     try:
@@ -89,7 +93,7 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
     shards = plan.todo(run.committed())[rank::world_size]
     model = models.resolve(spec.model, fetch=True)
-    settings = None if model.is_simulated else _settings(spec, model, plan.num_rows)
+    settings = None if model.is_simulated else _settings(spec, model, expected_output_tokens(plan, spec))
     stop = StopSignals(spec.executor.grace_s)
     ledger.write("started", pid=os.getpid(), **({} if settings is None else asdict(settings)))
     prompts = Prompts.build(spec.prompt)
@@ -116,12 +120,17 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
         engine.close()
 
 
-def _settings(spec: JobSpec, model: Model, num_rows: int) -> platforms.EngineSettings:
-    settings = platforms.settings(spec.model, spec.engine, model.folder, num_rows, models.cache_folder(), os.environ)
+def _settings(spec: JobSpec, model: Model, num_output_tokens: int) -> platforms.EngineSettings:
+    settings = platforms.settings(
+        spec.model, spec.engine, model.folder, num_output_tokens, models.cache_folder(), os.environ
+    )
     absent = platforms.missing(settings, os.environ)
     if absent:
         # Preloads and thread settings count only from a process's first moment, so it begins again with them.
+        # A launch has set them before already.
         os.execve(sys.executable, [sys.executable, "-m", "seedx_batch", *sys.argv[1:]], {**os.environ, **absent})
+    for note in settings.notes:
+        _log.info("%s", note)
     return settings
 
 
