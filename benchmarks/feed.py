@@ -26,7 +26,7 @@ from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.decoding import Admitted
 from seedx_batch.decoding.sample import SampleDecoder
 from seedx_batch.engine import Engine
-from seedx_batch.engine.simulated import SimulatedEngine, StepCost
+from seedx_batch.engine.simulated import SimulatedEngine
 from seedx_batch.intake import Intake
 from seedx_batch.loop import Counters, Loop
 from seedx_batch.records import Completion, EngineOutput, Request, Row, RowKey
@@ -37,7 +37,6 @@ from seedx_batch.spec import SampleDecoding
 
 WINDOWS = (1.0, 1.25, 1.5, 2.0, 4.0)
 ORDERS = ("file order", "ours", "oracle")
-FLAT = StepCost(step_s=1.0, per_sequence_s=0.0, per_prefilled_token_s=0.0)
 MAX_TOKENS = 512
 
 
@@ -89,6 +88,12 @@ def translated(num_prompt_tokens: int, drawn: float) -> int:
 
 
 LENGTHS: dict[str, Callable[[int, float], int] | None] = {"as translations": translated, "unlike the prompt": None}
+
+WINDOW_LENGTHS: dict[str, Callable[[int, float], int]] = {
+    "as translations": translated,
+    "short (1 to 8)": lambda num_prompt_tokens, drawn: 1 + int(8 * drawn),
+    "of one length (20)": lambda num_prompt_tokens, drawn: 20,
+}
 
 
 def simulate(sources: list[str], engine: SimulatedEngine, order: str, window: float) -> SimulatedEngine:
@@ -146,20 +151,25 @@ def print_simulated(sizes: list[int], num_corpora: int) -> None:
                 ]
                 print(f"| {kind} | {size:,} | {max_num_seqs} | {' | '.join(told)} |")
     print("\nSteps by window, in units of max_num_seqs, 2,048 rows in file order, to one call with all rows\n")
-    print("| engine | max_num_seqs | " + " | ".join(f"{window:g}" for window in WINDOWS) + " |")
-    print("|---|---:|" + "---:|" * len(WINDOWS))
-    sources = texts(2048)
+    print("| engine | outputs | max_num_seqs | " + " | ".join(f"{window:g}" for window in WINDOWS) + " |")
+    print("|---|---|---:|" + "---:|" * len(WINDOWS))
     for name, make in (("in this process", SimulatedEngine), ("in its own (a step late)", LateSimulated)):
-        for max_num_seqs in (16, 64, 256):
-            whole = simulate(
-                sources, SimulatedEngine(max_num_seqs, length=translated, cost=FLAT), "file order", 1e9
-            ).num_steps
-            ratios = [
-                simulate(sources, make(max_num_seqs, length=translated, cost=FLAT), "file order", window).num_steps
-                / whole
-                for window in WINDOWS
-            ]
-            print(f"| {name} | {max_num_seqs} | " + " | ".join(f"{ratio:.3f}" for ratio in ratios) + " |")
+        for kind, length in WINDOW_LENGTHS.items():
+            for max_num_seqs in (16, 64, 256):
+                ratios = window_ratios(make, max_num_seqs, length)
+                print(f"| {name} | {kind} | {max_num_seqs} | " + " | ".join(f"{ratio:.3f}" for ratio in ratios) + " |")
+
+
+def window_ratios(
+    make: Callable[..., SimulatedEngine], max_num_seqs: int, length: Callable[[int, float], int]
+) -> list[float]:
+    """Steps with each of WINDOWS, to those of an engine in this process that has all rows at once."""
+    sources = texts(2048)
+    whole = simulate(sources, SimulatedEngine(max_num_seqs, length=length), "file order", 1e9).num_steps
+    return [
+        simulate(sources, make(max_num_seqs, length=length), "file order", window).num_steps / whole
+        for window in WINDOWS
+    ]
 
 
 def write_job(folder: Path, model: str, num_rows: int, max_num_seqs: int) -> Path:

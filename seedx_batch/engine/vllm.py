@@ -16,6 +16,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from seedx_batch.engine import compile_cache
 from seedx_batch.engine.tokenization import Tokenization, check_fits
 from seedx_batch.errors import (
     EngineConfigError,
@@ -281,6 +282,7 @@ def _build(args: Mapping[str, Any]) -> LLM:
     try:
         if envs.VLLM_ENABLE_V1_MULTIPROCESSING:
             return _in_deaf_thread(lambda: LLM(**args))
+        compile_cache.mend()
         return LLM(**args)
     except SeedxBatchError:  # a signal's handler raised it
         raise
