@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from seedx_batch.decoding import Admitted, Decoder
+from seedx_batch.decoding import Admitted
 from seedx_batch.engine import Engine
 from seedx_batch.errors import RowRejected
 from seedx_batch.records import Completion, Row, RowKey
@@ -44,6 +44,9 @@ class Counters:
     num_output_tokens: int = 0
     num_in_flight: int = 0
     num_steps: int = 0
+    num_engine_tokens: int = 0
+    num_prefilled_tokens: int = 0
+    num_wasted_tokens: int = 0
     busy_s: float = 0.0
     idle_s: float = 0.0
 
@@ -64,7 +67,7 @@ class Loop:
     Args:
         rows: what is left to do, in order.
         start: renders, tokenises and admits a row; RowRejected makes it an error row.
-        window: requests in the engine at once; more than it runs at a time, so that its queue is never empty.
+        window: sequences of rows in the engine at once.
         twins: merges identical requests; None where every row is generated.
         checkpoint_s: finished rows are on disk after at most so many seconds.
         stopping: asked before every step; the seconds that rows in flight still have, or None to go on.
@@ -81,63 +84,92 @@ class Loop:
     stopping: Callable[[], float | None]
     on_checkpoint: Callable[[Counters], None]
     counters: Counters = field(default_factory=Counters)
-    _decoders: dict[RowKey, Decoder] = field(default_factory=dict)
+    _decoders: dict[RowKey, Admitted] = field(default_factory=dict)
+    _held: tuple[RowKey, Admitted] | None = None
+    _num_sequences: int = 0
+    _num_kv_tokens: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
 
     def run(self) -> bool:
         """Whether everything was done; False when it was stopped before."""
         began = time.monotonic()
         more = True
-        while more or self._decoders:
+        while more or self._decoders or self._held:
             seconds = self.stopping()
             if seconds is not None and (seconds <= 0 or not self._decoders):
                 break
-            if seconds is None and more:
-                more = self._feed()
+            if seconds is None and (more or self._held):
+                more = self._feed(more)
             self._step()
             self.counters.idle_s = time.monotonic() - began - self.counters.busy_s
             self._checkpoint_if_due()
             self.shelf.publish_full()
         self.checkpoint()
-        return not more and not self._decoders
+        return not more and not self._decoders and not self._held
 
     def checkpoint(self) -> None:
         """Puts every finished row on disk."""
         self.shelf.save()
         self.counters.num_in_flight = len(self._decoders)
+        self.counters.num_engine_tokens = self.engine.num_output_tokens
+        self.counters.num_prefilled_tokens = self.engine.num_prefilled_tokens
         self.on_checkpoint(self.counters)
         self._saved_at = time.monotonic()
 
-    def _feed(self) -> bool:
+    def _feed(self, more: bool) -> bool:
         """Fills the window; whether rows are left."""
         most = _ROWS_PER_STEP * self.window
         for _ in range(most):
-            if self.engine.num_unfinished >= self.window or (self.twins and self.twins.num_waiting >= most):
+            if self._held is not None:
+                if not self._has_room(self._held[1]):
+                    break
+                held, self._held = self._held, None
+                self._enter(*held)
+            if self._num_sequences >= self.window or (self.twins and self.twins.num_waiting >= most):
                 break
-            row = next(self.rows, None)
+            row = next(self.rows, None) if more else None
             if row is None:
                 return False
             self._begin(row)
-        return True
+        return more
+
+    def _has_room(self, admitted: Admitted) -> bool:
+        """Whether a row can run beside those in flight; one that needs more than there is runs alone."""
+        return not self._decoders or (
+            self._num_sequences + admitted.num_sequences <= self.window
+            and self._num_kv_tokens + admitted.num_kv_tokens <= self.engine.num_kv_tokens
+        )
 
     def _begin(self, row: Row) -> None:
         try:
             if row.error is not None:
                 raise RowRejected(*row.error.split(": ", 1))
             admitted = self.start(row)
-            if self.twins is not None:
-                twin = self.twins.claim(row.key, admitted.prompt_token_ids, admitted.params)
-                if isinstance(twin, Completion):
-                    self._complete(twin)
-                    return
-                if not twin:
-                    return
+        except RowRejected as rejection:
+            self._reject(row.key, rejection)
+            return
+        if self.twins is not None:
+            twin = self.twins.claim(row.key, admitted.prompt_token_ids, admitted.params)
+            if isinstance(twin, Completion):
+                self._complete(twin)
+                return
+            if not twin:
+                return
+        if self._has_room(admitted):
+            self._enter(row.key, admitted)
+        else:
+            self._held = row.key, admitted
+
+    def _enter(self, key: RowKey, admitted: Admitted) -> None:
+        try:
             for request in admitted.decoder.start():
                 self.engine.add(request)
         except RowRejected as rejection:
-            self._complete(Completion(row.key, "error", error=str(rejection)))
-        else:
-            self._decoders[row.key] = admitted.decoder
+            self._reject(key, rejection)
+            return
+        self._decoders[key] = admitted
+        self._num_sequences += admitted.num_sequences
+        self._num_kv_tokens += admitted.num_kv_tokens
 
     def _step(self) -> None:
         if not self.engine.num_unfinished:
@@ -147,12 +179,35 @@ class Loop:
         self.counters.busy_s += time.monotonic() - began
         self.counters.num_steps += 1
         for output in outputs:
-            decoder = self._decoders[output.request_id.row]
-            for request in decoder.advance(output):
-                self.engine.add(request)
+            key = output.request_id.row
+            admitted = self._decoders.get(key)
+            if admitted is None:  # an earlier output of this step has completed the row
+                continue
+            decoder = admitted.decoder
+            wanted = decoder.advance(output)
+            try:
+                for request in wanted.requests:
+                    self.engine.add(request)
+            except RowRejected as rejection:
+                self.engine.abort([*wanted.aborts, *decoder.unfinished])
+                self._leave(key, admitted)
+                self._reject(key, rejection)
+                continue
+            # After the requests, which may begin with what was computed for these.
+            if wanted.aborts:
+                self.engine.abort(wanted.aborts)
             if decoder.completion is not None:
-                del self._decoders[output.request_id.row]
+                self._leave(key, admitted)
                 self._complete(decoder.completion)
+
+    def _leave(self, key: RowKey, admitted: Admitted) -> None:
+        del self._decoders[key]
+        self._num_sequences -= admitted.num_sequences
+        self._num_kv_tokens -= admitted.num_kv_tokens
+        self.counters.num_wasted_tokens += admitted.decoder.num_wasted_tokens
+
+    def _reject(self, key: RowKey, rejection: RowRejected) -> None:
+        self._complete(Completion(key, "error", error=str(rejection)))
 
     def _complete(self, completion: Completion) -> None:
         twins = self.twins.settle(completion) if self.twins is not None else []

@@ -143,7 +143,7 @@ def _engine_config(spec: JobSpec, model: Model, num_rows: int) -> dict[str, Any]
     from seedx_batch import platforms
     from seedx_batch.engine.config_probe import probe
 
-    settings = platforms.settings(spec.model, spec.engine, model.folder, num_rows, models.cache_folder(), os.environ)
+    settings = platforms.of_job(spec, model.folder, num_rows, models.cache_folder(), os.environ)
     return {"platform": settings.platform, "notes": list(settings.notes), **probe(settings.args, settings.env)}
 
 

@@ -15,12 +15,12 @@ from types import FrameType
 
 from seedx_batch import __version__, identity, models, platforms
 from seedx_batch.engine import Engine
-from seedx_batch.errors import EngineDied, SeedxBatchError, SpecError, Stopped
+from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped
 from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger
 from seedx_batch.loop import Loop
 from seedx_batch.models import Model
-from seedx_batch.plan import BEAM_FAULT, Plan, completion_schema, part_schema
+from seedx_batch.plan import Plan, completion_schema, part_schema
 from seedx_batch.prompts import Prompts
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.shelf import Imprint, Shelf
@@ -115,7 +115,7 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
 
 
 def _settings(spec: JobSpec, model: Model, num_rows: int) -> platforms.EngineSettings:
-    settings = platforms.settings(spec.model, spec.engine, model.folder, num_rows, models.cache_folder(), os.environ)
+    settings = platforms.of_job(spec, model.folder, num_rows, models.cache_folder(), os.environ)
     absent = platforms.missing(settings, os.environ)
     if absent:
         # Preloads and thread settings count only from a process's first moment, so it begins again with them.
@@ -135,14 +135,13 @@ def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: P
 
 
 def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger: Ledger, stop: StopSignals) -> bool:
-    if not isinstance(spec.decoding, SampleDecoding):
-        raise SpecError(BEAM_FAULT)
     loop = Loop(
         rows=shelf.rows(),
         start=Intake(prompts, spec.decoding, engine),
         engine=engine,
         shelf=shelf,
-        window=_WINDOWS * engine.max_num_seqs,
+        # Beams would push one another out of a queue, so what they take in runs at once.
+        window=(_WINDOWS if isinstance(spec.decoding, SampleDecoding) else 1) * engine.max_num_seqs,
         twins=Twins() if spec.decoding.merges else None,
         checkpoint_s=spec.executor.checkpoint_s,
         stopping=stop.seconds_left,
