@@ -43,18 +43,21 @@ class ForkConnector(KVConnectorBase_V1):  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._block_size: int = vllm_config.cache_config.block_size
         self._num_blocks: int = kv_cache_config.num_blocks
-        # The scheduler's half: the blocks of requests that can be forked, by name; names by vLLM's own ids.
+        # The scheduler's half: vLLM's own ids of the requests that can be forked, and their blocks by those. A name may
+        # come again while what its last bearer held is still there.
+        self._ids: dict[str, str] = {}
         self._blocks: dict[str, list[int]] = {}
-        self._names: dict[str, str] = {}
+        self._lost: set[str] = set()
         self._copies: list[tuple[int, int]] = []
-        self._released: set[str] = set()
+        self._released: dict[str, Any] = {}
+        self._leaving: dict[str, Any] = {}
         # A worker's half.
         self._caches: list[tuple[torch.Tensor, int]] = []
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         """Tokens beyond the shared whole blocks that the fork need not compute; they are there at once."""
         params = request.kv_transfer_params or {}
-        if params.get("fork_of") not in self._blocks:
+        if self._ids.get(params.get("fork_of", "")) not in self._blocks:
             return 0, False
         return max(0, params["num_shared"] - num_computed_tokens), False
 
@@ -65,38 +68,48 @@ class ForkConnector(KVConnectorBase_V1):  # type: ignore[misc]
             return
         (own,) = blocks.get_block_ids()
         if num_external_tokens:
-            source = self._blocks[params["fork_of"]]
+            source = self._blocks[self._ids[params["fork_of"]]]  # there, as get_num_new_matched_tokens saw
             first = (params["num_shared"] - num_external_tokens) // self._block_size
             last = (params["num_shared"] - 1) // self._block_size
             self._copies += [(source[place], own[place]) for place in range(first, last + 1)]
-        self._names[request.request_id] = params["name"]
-        self._blocks[params["name"]] = list(own)
+        if request.request_id not in self._lost:
+            self._ids[params["name"]] = request.request_id
+            self._blocks[request.request_id] = list(own)
 
     def build_connector_meta(self, scheduler_output: Any) -> ForkMetadata:
         """What this step's workers have to do; notes the blocks that running requests got."""
         for request_id in scheduler_output.preempted_req_ids or ():
-            self._blocks.pop(self._names.get(request_id, ""), None)
+            # It comes back with other blocks that are still to be computed: not to be forked any more.
+            self._lost.add(request_id)
+            self._blocks.pop(request_id, None)
         running = scheduler_output.scheduled_cached_reqs
         for request_id, new in zip(running.req_ids, running.new_block_ids, strict=True):
-            # A request that comes back after a preemption was noted whole when it got its blocks.
-            if new and request_id in self._names and request_id not in running.resumed_req_ids:
-                self._blocks[self._names[request_id]] += new[0]
-        told = ForkMetadata(copies=self._copies, released=self._released)
-        self._copies, self._released = [], set()
+            if new and request_id in self._blocks:
+                self._blocks[request_id] += new[0]
+        told = ForkMetadata(copies=self._copies, released=set(self._released))
+        self._leaving |= self._released
+        self._copies, self._released = [], {}
         return told
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
         """Keeps a finished request's blocks until the next step is through."""
-        if self._names.get(request.request_id) not in self._blocks:
-            self._names.pop(request.request_id, None)
+        if request.request_id not in self._blocks:
+            self._forget(request)
             return False, None
-        self._released.add(request.request_id)
+        self._released[request.request_id] = request
         return True, None
 
     def update_connector_output(self, connector_output: Any) -> None:
         """Forgets the requests whose blocks go now."""
         for request_id in connector_output.finished_sending or ():
-            self._blocks.pop(self._names.pop(request_id), None)
+            self._forget(self._leaving.pop(request_id))
+
+    def _forget(self, request: Any) -> None:
+        self._lost.discard(request.request_id)
+        self._blocks.pop(request.request_id, None)
+        name = (request.kv_transfer_params or {}).get("name", "")
+        if self._ids.get(name) == request.request_id:
+            del self._ids[name]
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         """Takes the worker's caches: for every layer a tensor, or one for keys and one for values (Ascend)."""
