@@ -8,8 +8,10 @@ another. Must never know vLLM, files, or that other rows exist.
 Source of the two ways to rank: `generate(num_beams=...)` of transformers, and `LLM.beam_search` of vLLM.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 from seedx_batch.decoding import NOTHING, Finish, Wanted
@@ -24,6 +26,7 @@ from seedx_batch.records import (
 )
 from seedx_batch.spec import BeamDecoding
 
+_first = itemgetter(0)
 _UNSURE = "\ufffd"  # what a tokenizer makes of a part of a character
 
 
@@ -244,12 +247,7 @@ class BeamDecoder:
     def _step(self) -> None:
         """The row's next step: of all tokens that may follow, the best go on, and those that end are kept apart."""
         spec, ends, width = self._search.spec, self._search.ends, self._search.spec.beam_width
-        follow = [
-            (logprob + more, node, token_id) for logprob, node in self._live for token_id, more in node.likeliest or ()
-        ]
-        follow.sort(key=_first, reverse=True)
-        if not spec.counts_prompt:  # transformers looks at no more than these
-            del follow[self._search.num_likeliest :]
+        follow = self._following()
         self._depth += 1
         is_last = self._depth == self.num_places
         self._live = []
@@ -268,6 +266,24 @@ class BeamDecoder:
                 self._live.append(Live(logprob, node.child(token_id)))
             elif rank >= width and not spec.counts_prompt:
                 break
+
+    def _following(self) -> list[tuple[float, Node, int]]:
+        """The tokens that may follow, best first, with the log-probability of all up to there."""
+        # transformers looks at no more than so many; the rest need not even be sorted.
+        most = None if self._search.spec.counts_prompt else self._search.num_likeliest
+        follow: list[tuple[float, Node, int]] = []
+        least = -math.inf
+        for logprob, node in self._live:
+            for token_id, more in node.likeliest or ():
+                if logprob + more < least:  # as are all that come after it
+                    break
+                follow.append((logprob + more, node, token_id))
+            if most is not None and len(follow) >= most:
+                follow.sort(key=_first, reverse=True)
+                del follow[most:]
+                least = follow[-1][0]
+        follow.sort(key=_first, reverse=True)
+        return follow
 
     def _end(self, hypothesis: Ended) -> None:
         self._ended.append(hypothesis)
@@ -346,7 +362,3 @@ class BeamDecoder:
 def stream_params(max_tokens: int, num_likeliest: int) -> Params:
     """The sampling parameters of a stream; it does not end of itself before `max_tokens`."""
     return {"temperature": 0.0, "max_tokens": max_tokens, "logprobs": num_likeliest, "ignore_eos": True}
-
-
-def _first(hypothesis: tuple[float, *tuple[object, ...]]) -> float:
-    return hypothesis[0]
