@@ -95,9 +95,10 @@ class Ahead:
         if isinstance(ahead, Completion):
             return 0.0
         params = ahead.admitted.params
+        most = float(params.get("max_tokens", "inf"))
         if params.get("ignore_eos"):
-            return float(params["max_tokens"])
-        return min(float(params["max_tokens"]), self._lengths.expected(len(ahead.admitted.prompt_token_ids)))
+            return most
+        return min(most, self._lengths.expected(len(ahead.admitted.prompt_token_ids)))
 
 
 class Lengths:

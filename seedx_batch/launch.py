@@ -141,7 +141,7 @@ def _plan(spec: JobSpec, prompts: Prompts, model: Model, directory: RunDirectory
 def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSettings:
     """What the worker's engine will start with: what it wants of the environment it has so from its first moment."""
     num_tokens = plan.expected_output_tokens(planned, spec)
-    return platforms.settings(spec.model, spec.engine, model.folder, num_tokens, models.cache_folder(), os.environ)
+    return platforms.of_job(spec, model.folder, num_tokens, models.cache_folder(), os.environ)
 
 
 def _watch(

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from seedx_batch.ahead import Ahead, Ready
-from seedx_batch.decoding import Decoder
+from seedx_batch.decoding import Admitted
 from seedx_batch.engine import Engine
 from seedx_batch.errors import RowRejected
 from seedx_batch.occupancy import Occupancy
@@ -53,6 +53,9 @@ class Counters:
     num_output_tokens: int = 0
     num_in_flight: int = 0
     num_steps: int = 0
+    num_engine_tokens: int = 0
+    num_prefilled_tokens: int = 0
+    num_wasted_tokens: int = 0
     busy_s: float = 0.0
     idle_s: float = 0.0
     tail_s: float = 0.0
@@ -74,7 +77,7 @@ class Loop:
 
     Args:
         ahead: what is left to do.
-        window: requests in the engine at once; more than it runs at a time, so that its queue is never empty.
+        window: sequences of rows in the engine at once.
         twins: merges identical requests; None where every row is generated.
         checkpoint_s: finished rows are on disk after at most so many seconds.
         stopping: asked before every step; the seconds that rows in flight still have, or None to go on.
@@ -90,7 +93,10 @@ class Loop:
     stopping: Callable[[], float | None]
     on_checkpoint: Callable[[Counters], None]
     counters: Counters = field(default_factory=Counters)
-    _decoders: dict[RowKey, Decoder] = field(default_factory=dict)
+    _decoders: dict[RowKey, Admitted] = field(default_factory=dict)
+    _held: Ready | None = None
+    _num_sequences: int = 0
+    _num_kv_tokens: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
     _occupancy: Occupancy = field(init=False)
     _returned_at: float = field(init=False)
@@ -104,18 +110,18 @@ class Loop:
         self._returned_at = self._occupancy.since = time.monotonic()
         # So that a short job's first rows are ordered too; a long one starts a fraction of a second later for it.
         self.ahead.read(_ROWS_PER_STEP * self.window)
-        while self.ahead or self._decoders:
+        while self._has_rows or self._decoders:
             seconds = self.stopping()
             if seconds is not None and (seconds <= 0 or not self._decoders):
                 break
             if seconds is None:
                 self._feed()
-            self._step(rows_left=seconds is None and bool(self.ahead))
+            self._step(rows_left=seconds is None and self._has_rows)
             self._checkpoint_if_due()
             self.shelf.publish_full()
         self.checkpoint()
         self.shelf.wait()
-        return not self.ahead and not self._decoders
+        return not self._has_rows and not self._decoders
 
     def checkpoint(self) -> None:
         """Puts every finished row on disk, without waiting for it, and tells the counters when it is there."""
@@ -123,14 +129,26 @@ class Loop:
         self.counters.busy_s = self._occupancy.busy_s
         self.counters.idle_s = self._occupancy.idle_s
         self.counters.tail_s = self._occupancy.tail_s
+        self.counters.num_engine_tokens = self.engine.num_output_tokens
+        self.counters.num_prefilled_tokens = self.engine.num_prefilled_tokens
         self.shelf.save(partial(self.on_checkpoint, replace(self.counters)))
         self._saved_at = time.monotonic()
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether rows are left to begin."""
+        return self._held is not None or bool(self.ahead)
 
     def _feed(self) -> None:
         """Fills the window."""
         most = _ROWS_PER_STEP * self.window
         for _ in range(most):
-            if self.engine.num_unfinished >= self.window or (self.twins and self.twins.num_waiting >= most):
+            if self._held is not None:
+                if not self._has_room(self._held.admitted):
+                    break
+                held, self._held = self._held, None
+                self._enter(held)
+            if self._num_sequences >= self.window or (self.twins and self.twins.num_waiting >= most):
                 break
             row = self.ahead.next()
             if row is None:
@@ -141,42 +159,79 @@ class Loop:
                 self._begin(row)
         self.ahead.read(self.window)
 
+    def _has_room(self, admitted: Admitted) -> bool:
+        """Whether a row can run beside those in flight; one that needs more than there is runs alone."""
+        return not self._decoders or (
+            self._num_sequences + admitted.num_sequences <= self.window
+            and self._num_kv_tokens + admitted.num_kv_tokens <= self.engine.num_kv_tokens
+        )
+
     def _begin(self, row: Ready) -> None:
         admitted = row.admitted
+        if self.twins is not None:
+            twin = self.twins.claim(row.key, admitted.prompt_token_ids, admitted.params)
+            if isinstance(twin, Completion):
+                self._complete(twin)
+                return
+            if not twin:
+                return
+        if self._has_room(admitted):
+            self._enter(row)
+        else:
+            self._held = row
+
+    def _enter(self, row: Ready) -> None:
+        admitted = row.admitted
         try:
-            if self.twins is not None:
-                twin = self.twins.claim(row.key, admitted.prompt_token_ids, admitted.params)
-                if isinstance(twin, Completion):
-                    self._complete(twin)
-                    return
-                if not twin:
-                    return
             for request in admitted.decoder.start():
                 self.engine.add(request)
-                self._occupancy.sent(time.monotonic())
         except RowRejected as rejection:
-            self._complete(Completion(row.key, "error", error=str(rejection)))
-        else:
-            self._decoders[row.key] = admitted.decoder
+            self._reject(row.key, rejection)
+            return
+        self._decoders[row.key] = admitted
+        self._num_sequences += admitted.num_sequences
+        self._num_kv_tokens += admitted.num_kv_tokens
+        self._occupancy.sent(time.monotonic(), admitted.num_sequences)
 
     def _step(self, *, rows_left: bool) -> None:
-        num_unfinished = self.engine.num_unfinished
-        if not num_unfinished:
+        if not self.engine.num_unfinished:
             return
         called_at = time.monotonic()
         outputs = self.engine.step()
         self.counters.num_steps += 1
         self.counters.host_s += called_at - self._returned_at
         self._returned_at = time.monotonic()
-        self._occupancy.stepped(*self.engine.last_step, num_unfinished, rows_left)
+        self._occupancy.stepped(*self.engine.last_step, self._num_sequences, rows_left)
         for output in outputs:
-            decoder = self._decoders[output.request_id.row]
-            for request in decoder.advance(output):
-                self.engine.add(request)
-                self._occupancy.sent(time.monotonic())
+            key = output.request_id.row
+            admitted = self._decoders.get(key)
+            if admitted is None:  # an earlier output of this step has completed the row
+                continue
+            decoder = admitted.decoder
+            wanted = decoder.advance(output)
+            try:
+                for request in wanted.requests:
+                    self.engine.add(request)
+            except RowRejected as rejection:
+                self.engine.abort([*wanted.aborts, *decoder.unfinished])
+                self._leave(key, admitted)
+                self._reject(key, rejection)
+                continue
+            # After the requests, which may begin with what was computed for these.
+            if wanted.aborts:
+                self.engine.abort(wanted.aborts)
             if decoder.completion is not None:
-                del self._decoders[output.request_id.row]
+                self._leave(key, admitted)
                 self._complete(decoder.completion)
+
+    def _leave(self, key: RowKey, admitted: Admitted) -> None:
+        del self._decoders[key]
+        self._num_sequences -= admitted.num_sequences
+        self._num_kv_tokens -= admitted.num_kv_tokens
+        self.counters.num_wasted_tokens += admitted.decoder.num_wasted_tokens
+
+    def _reject(self, key: RowKey, rejection: RowRejected) -> None:
+        self._complete(Completion(key, "error", error=str(rejection)))
 
     def _complete(self, completion: Completion) -> None:
         self.ahead.learn(completion)

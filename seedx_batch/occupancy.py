@@ -12,7 +12,7 @@ class Occupancy:
     """Seconds of one engine, divided by what its sequences did; free sequences count in proportion.
 
     An engine in a process of its own goes on while the host works, so the host's time says nothing about it; but the
-    host knows when each request was sent and, from the engine's own clock, when each step ended.
+    host knows when each row was sent and, from the engine's own clock, when each step ended.
 
     Args:
         max_num_seqs: sequences that the engine runs at a time.
@@ -27,24 +27,26 @@ class Occupancy:
     busy_s: float = 0.0
     idle_s: float = 0.0
     tail_s: float = 0.0
-    _sent: deque[float] = field(default_factory=deque)
+    _sent: deque[tuple[float, int]] = field(default_factory=deque)
+    _num_late: int = 0
 
-    def sent(self, at: float) -> None:
-        """Notes that a request was sent."""
-        self._sent.append(at)
+    def sent(self, at: float, num_sequences: int) -> None:
+        """Notes that a row was sent."""
+        self._sent.append((at, num_sequences))
+        self._num_late += num_sequences
 
-    def stepped(self, began: float, ended: float, num_unfinished: int, rows_left: bool) -> None:
+    def stepped(self, began: float, ended: float, num_sequences: int, rows_left: bool) -> None:
         """Notes a step.
 
         Args:
             began, ended: by time.monotonic's clock; steps come in order and do not overlap.
-            num_unfinished: requests that the host held for unfinished before it saw the step's outputs.
+            num_sequences: of the rows that the host held for unfinished before it saw the step's outputs.
             rows_left: whether more could have been sent before it.
         """
-        while self._sent and self._sent[0] <= began:
-            self._sent.popleft()
+        while self._sent and self._sent[0][0] <= began:
+            self._num_late -= self._sent.popleft()[1]
         began, ended = max(began, self.since), max(ended, self.since)
-        held = num_unfinished - len(self._sent)
+        held = num_sequences - self._num_late
         free_s = (ended - began) * max(0.0, 1 - held / self.max_num_seqs)
         self.busy_s += ended - began - free_s
         self.idle_s += began - self.since

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from seedx_batch.spec import EngineSpec, ModelSpec
+from seedx_batch.spec import BeamDecoding, EngineSpec, JobSpec, ModelSpec
 
 Platform = Literal["ascend", "cuda", "cpu"]
 
@@ -40,6 +40,19 @@ _KV_SHARE = 0.4  # of the memory that is free
 _KV_UNKNOWN = 4 << 30  # bytes, where there is no config.json to reckon from
 _PRELOADS = {"tcmalloc": ("libtcmalloc_minimal.so*", "libtcmalloc.so*"), "omp": ("libiomp5.so",)}
 """Libraries by a part of the name of what serves as well: Intel's OpenMP beside GNU's would be one too many."""
+
+_BEAM_ARGS = {
+    # What a fork shares with its stream is copied on the device instead of computed again (engine/forking.py), and
+    # the engine waits for its reader instead of running ahead of it (engine/pacing.py).
+    "kv_transfer_config": {
+        "kv_connector": "ForkConnector",
+        "kv_connector_module_path": "seedx_batch.engine.forking",
+        "kv_role": "kv_both",
+    },
+    "scheduler_cls": "seedx_batch.engine.pacing.PacedScheduler",
+    "async_scheduling": False,
+}
+_LOGPROBS_PER_BEAM = 8  # of each place, enough for seven ends of text; vLLM allows 20 in all unless told otherwise
 
 # A virtual environment's own first: intel-openmp puts its library there.
 _LIBRARIES = [Path(sys.prefix, "lib"), Path(sys.base_prefix, "lib"), Path("/usr/local/lib"), Path("/usr/lib64")]
@@ -70,6 +83,14 @@ def detect(devices: Path = Path("/dev")) -> Platform:
     return "cuda" if has_nvidia and _has_cuda_vllm() else "cpu"
 
 
+def of_job(
+    job: JobSpec, model_folder: Path | None, num_output_tokens: int, cache: Path, environ: Mapping[str, str]
+) -> EngineSettings:
+    """What to start the engine of a job with; see `settings`."""
+    beam_width = job.decoding.beam_width if isinstance(job.decoding, BeamDecoding) else None
+    return settings(job.model, job.engine, model_folder, num_output_tokens, cache, environ, beam_width)
+
+
 def settings(
     spec: ModelSpec,
     engine: EngineSpec,
@@ -77,6 +98,7 @@ def settings(
     num_output_tokens: int,
     cache: Path,
     environ: Mapping[str, str],
+    beam_width: int | None = None,
 ) -> EngineSettings:
     """What to start an engine with; a key of the job's `engine` section or a variable that is set already wins.
 
@@ -87,6 +109,7 @@ def settings(
             job computes as it began.
         cache: folder for what may be kept between runs.
         environ: this process's environment.
+        beam_width: of a job that decodes by beam search.
     """
     platform = detect() if engine.platform == "auto" else engine.platform
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
@@ -103,6 +126,10 @@ def settings(
         # A forked engine process would inherit this one's threads.
         more_env, more_args = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, {}
     env |= more_env
+    if beam_width is not None:
+        more_args = more_args | _BEAM_ARGS | {"max_logprobs": max(20, _LOGPROBS_PER_BEAM * beam_width)}
+        if _world_size(given) == 1:
+            env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engine and search take turns, so that nothing would overlap
     kept = {name: environ[name] for name in env if name in environ and name != "LD_PRELOAD"}
     notes += [f"{name}={value} was set already and stays" for name, value in kept.items() if env[name] != value]
     return EngineSettings(platform, env | kept, args | more_args | given, tuple(notes))
@@ -142,7 +169,7 @@ def _cpu(
     environ: Mapping[str, str],
     notes: list[str],
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    world_size = int(given.get("tensor_parallel_size", 1)) * int(given.get("pipeline_parallel_size", 1))
+    world_size = _world_size(given)
     cpus = _one_per_core(sorted(os.sched_getaffinity(0)))
     env = {
         # Without these an installed torch_npu or vllm-ascend would be loaded, and fail.
@@ -175,7 +202,7 @@ def _cpu(
         "VLLM_CPU_KVCACHE_SPACE"
     ):
         num_tokens = spec.max_model_len or args.get("max_model_len", _CPU_MODEL_LEN)
-        size = _kv_bytes(config, spec.dtype, num_tokens, int(given.get("max_num_seqs", _CPU_NUM_SEQS)))
+        size = _kv_bytes(config, spec.dtype, num_tokens, int(given.get("max_num_seqs") or _CPU_NUM_SEQS))
         args["kv_cache_memory_bytes"] = size
         notes.append(f"{size / (1 << 30):.1f} GiB of memory for keys and values")
         if _vllm_version() < (0, 23):  # reads only this variable on a CPU
@@ -191,6 +218,10 @@ def _cpu(
         else:
             notes.append(f"compiled, which takes a minute or two: {told} (engine.enforce_eager decides)")
     return env, args
+
+
+def _world_size(given: Mapping[str, Any]) -> int:
+    return int(given.get("tensor_parallel_size") or 1) * int(given.get("pipeline_parallel_size") or 1)
 
 
 def _kv_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int, max_num_seqs: int) -> int:

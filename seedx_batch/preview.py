@@ -144,7 +144,7 @@ def _estimate(spec: JobSpec, directory: RunDirectory, num_left: int) -> dict[str
 
 def _settings(spec: JobSpec, model: Model, planned: Plan) -> EngineSettings:
     num_tokens = plan.expected_output_tokens(planned, spec)
-    return platforms.settings(spec.model, spec.engine, model.folder, num_tokens, models.cache_folder(), os.environ)
+    return platforms.of_job(spec, model.folder, num_tokens, models.cache_folder(), os.environ)
 
 
 def _engine_config(settings: EngineSettings) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from types import FrameType
 from seedx_batch import __version__, identity, models, platforms
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
-from seedx_batch.errors import EngineDied, SeedxBatchError, SpecError, Stopped
+from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped
 from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger
 from seedx_batch.loop import Loop
 from seedx_batch.models import Model
-from seedx_batch.plan import BEAM_FAULT, Plan, completion_schema, expected_output_tokens, part_schema
+from seedx_batch.plan import Plan, completion_schema, expected_output_tokens, part_schema
 from seedx_batch.prompts import Prompts
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.shelf import Imprint, Shelf
@@ -36,7 +36,9 @@ _log = logging.getLogger(__name__)
 PARENT = "SEEDX_BATCH_PARENT"
 """Environment variable by which a worker knows the process that it must not outlive."""
 
-_WINDOWS = 2  # requests in the engine at once, in units of max_num_seqs
+_WINDOWS = 2
+"""Sequences in the engine at once, in units of max_num_seqs: with as many waiting as run none is free, even where a
+whole batch ends in one step and the engine, in a process of its own, does not wait for the next rows."""
 _PR_SET_PDEATHSIG = 1
 _LEAVING_S = 5.0  # of the grace: for the last checkpoint and the engine's end
 
@@ -121,9 +123,7 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
 
 
 def _settings(spec: JobSpec, model: Model, num_output_tokens: int) -> platforms.EngineSettings:
-    settings = platforms.settings(
-        spec.model, spec.engine, model.folder, num_output_tokens, models.cache_folder(), os.environ
-    )
+    settings = platforms.of_job(spec, model.folder, num_output_tokens, models.cache_folder(), os.environ)
     absent = platforms.missing(settings, os.environ)
     if absent:
         # Preloads and thread settings count only from a process's first moment, so it begins again with them.
@@ -146,13 +146,12 @@ def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: P
 
 
 def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger: Ledger, stop: StopSignals) -> bool:
-    if not isinstance(spec.decoding, SampleDecoding):
-        raise SpecError(BEAM_FAULT)
     loop = Loop(
         ahead=Ahead(shelf.rows(), Intake(prompts, spec.decoding, engine), num_rows_ahead(engine.max_num_seqs)),
         engine=engine,
         shelf=shelf,
-        window=_WINDOWS * engine.max_num_seqs,
+        # Beams would push one another out of a queue, so what they take in runs at once.
+        window=(_WINDOWS if isinstance(spec.decoding, SampleDecoding) else 1) * engine.max_num_seqs,
         twins=Twins() if spec.decoding.merges else None,
         checkpoint_s=spec.executor.checkpoint_s,
         stopping=stop.seconds_left,

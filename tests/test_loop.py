@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.decoding import Admitted
+from seedx_batch.decoding.beam import BeamDecoder, Ends, Search
 from seedx_batch.decoding.sample import SampleDecoder
 from seedx_batch.engine.simulated import SimulatedEngine
 from seedx_batch.errors import EngineDied, RowRejected
 from seedx_batch.loop import Counters, Loop
-from seedx_batch.records import Completion, Request, RequestId, Row, RowKey
+from seedx_batch.records import Completion, EngineOutput, Request, RequestId, Row, RowKey
+from seedx_batch.spec import BeamDecoding
 from seedx_batch.twins import Twins
 
 
@@ -240,3 +242,85 @@ def test_checkpoints_tell_the_counters() -> None:
     assert told[-1] == (60, 0)
     assert len(told) > 3
     assert any(in_flight for _, in_flight in told)
+
+
+def beam_loop(
+    num_rows: int, engine: SimulatedEngine, *, num_kv_tokens: int = 0, refuse: int | None = None
+) -> tuple[Loop, Remembering]:
+    """A loop of beam searches, width 3; `refuse` names a row one of whose forks the engine refuses."""
+    spec = BeamDecoding.model_validate({"method": "beam", "beam_width": 3, "num_return": 3})
+    ends = Ends(engine.eos_token_ids, [], engine.decode)
+    search = Search(spec, ends, engine.max_model_len, engine.decode, lambda text: (text, {}))
+
+    def start(row: Row) -> Admitted:
+        ids = engine.encode(row.fields["text"])
+        return Admitted(BeamDecoder(row.key, ids, 10, search), ids, {}, 3, num_kv_tokens)
+
+    if refuse is not None:
+        engine._rejects = {RequestId(RowKey(*divmod(refuse, 10)), 2)}
+    texts = [f"text {number}" for number in range(num_rows)]
+    loop, shelf = loop_over(texts, engine, window=engine.max_num_seqs)
+    loop.ahead = Ahead(rows(texts), start, num_rows_ahead(engine.max_num_seqs))
+    return loop, shelf
+
+
+@given(st.integers(1, 30), st.integers(1, 4))
+def test_beams_fill_the_batch_and_no_more(num_rows: int, num_at_once: int) -> None:
+    """As many beam searches run as their hypotheses have sequences, each row as if alone, and nothing is in vain."""
+    engine = SimulatedEngine(3 * num_at_once + 2)
+    most: list[int] = []
+    step = engine.step
+
+    def spy() -> list[EngineOutput]:
+        outputs = step()
+        most.append(engine._num_running + len(engine._waiting))
+        return outputs
+
+    engine.step = spy  # type: ignore[method-assign]
+    loop, shelf = beam_loop(num_rows, engine)
+    assert loop.run() is True
+    assert max(most) <= engine.max_num_seqs
+    assert loop.counters.num_wasted_tokens == 0
+    alone, shelf_alone = beam_loop(num_rows, SimulatedEngine(3))
+    alone.run()
+    assert {key: row.candidates for key, row in shelf.saved.items()} == {
+        key: row.candidates for key, row in shelf_alone.saved.items()
+    }
+    assert engine.num_steps <= alone.engine.num_steps
+
+
+def test_beams_are_admitted_by_the_room_for_keys_and_values() -> None:
+    """What all hypotheses in flight may come to need is free; a row that needs more than there is runs alone."""
+    engine = SimulatedEngine(30)
+    engine.num_kv_tokens = 100
+    loop, shelf = beam_loop(9, engine, num_kv_tokens=50)
+    in_flight: list[int] = []
+    loop.stopping = lambda: in_flight.append(len(loop._decoders))
+    assert loop.run() is True
+    assert max(in_flight) == 2
+    loop, shelf = beam_loop(9, engine, num_kv_tokens=1000)
+    in_flight.clear()
+    loop.stopping = lambda: in_flight.append(len(loop._decoders))
+    assert loop.run() is True
+    assert max(in_flight) == 1
+    assert len(shelf.saved) == 9
+
+
+def test_a_refused_fork_is_one_rows_error() -> None:
+    """When the engine refuses what a row asks for later on, that row is an error, and nothing of it stays in flight."""
+    engine = SimulatedEngine(30)
+    loop, shelf = beam_loop(9, engine, refuse=4)
+    assert loop.run() is True
+    assert engine.num_unfinished == 0
+    assert [key.position for key, row in shelf.saved.items() if row.status == "error"] == [4]
+    assert len(shelf.saved) == 9
+
+
+def test_a_stop_leaves_a_row_that_waits_for_room() -> None:
+    """A row that was admitted but had no room yet is not done when the loop is stopped: it comes again."""
+    engine = SimulatedEngine(30)
+    engine.num_kv_tokens = 100
+    loop, shelf = beam_loop(9, engine, num_kv_tokens=100)
+    loop.stopping = lambda: 5.0 if engine.num_steps >= 3 else None
+    assert loop.run() is False
+    assert len(shelf.saved) == 1

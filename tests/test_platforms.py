@@ -46,11 +46,12 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         num_output_tokens: int = 100,
         environ: dict[str, str] | None = None,
         model: dict[str, Any] | None = None,
+        beam_width: int | None = None,
         **engine: Any,
     ) -> EngineSettings:
         spec = ModelSpec.model_validate({"name": str(folder), **(model or {})})
         section = EngineSpec.model_validate({"platform": platform, **engine})
-        return settings(spec, section, folder, num_output_tokens, tmp_path / "cache", environ or {})
+        return settings(spec, section, folder, num_output_tokens, tmp_path / "cache", environ or {}, beam_width)
 
     return make
 
@@ -405,3 +406,38 @@ def test_this_machine_has_memory_and_a_version() -> None:
     """The real files are readable, and the vLLM that is installed has a version."""
     assert platforms._free_bytes() > 1 << 20
     assert platforms._vllm_version() >= (0, 18)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "ascend", "cuda"])
+def test_beam_search_gets_an_engine_that_forks_and_waits(start: Start, platform: str) -> None:
+    """On every platform forks are copied and the engine waits for its reader, in this process; what is given wins."""
+    chosen = start(platform, beam_width=4)
+    assert chosen.args["scheduler_cls"] == "seedx_batch.engine.pacing.PacedScheduler"
+    assert chosen.args["kv_transfer_config"]["kv_connector_module_path"] == "seedx_batch.engine.forking"
+    assert (chosen.args["async_scheduling"], chosen.args["max_logprobs"]) == (False, 32)
+    assert chosen.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "kv_transfer_config" not in start(platform).args
+    given = start(platform, beam_width=4, kv_transfer_config=None, environ={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    assert given.args["kv_transfer_config"] is None
+    assert given.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
+    assert start(platform, beam_width=1).args["max_logprobs"] == 20
+
+
+@pytest.mark.parametrize("platform", ["cpu", "ascend", "cuda"])
+def test_one_process_cannot_hold_several_ranks(start: Start, platform: str) -> None:
+    """With tensor parallelism beam search leaves the processes as the platform wants them."""
+    chosen = start(platform, beam_width=4, tensor_parallel_size=2)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in chosen.env
+
+
+def test_beam_search_gets_classes_that_exist(start: Start) -> None:
+    """The names of our scheduler and connector, which vLLM looks up, are those of files that have them."""
+    args = start(beam_width=4).args
+    root = Path(platforms.__file__).parents[1]
+    connector = args["kv_transfer_config"]
+    for module, name in (
+        args["scheduler_cls"].rsplit(".", 1),
+        (connector["kv_connector_module_path"], connector["kv_connector"]),
+    ):
+        source = root.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        assert f"class {name}(" in source
