@@ -128,7 +128,8 @@ def rows_of(load: Workload, number: int) -> list[Any]:
     texts = [json.loads(line)["source"] for line in lines]
     texts = [text for text in texts if len(text) > 20]
     joined = [" ".join(texts[place : place + load.repeat]) for place in range(0, len(texts), load.repeat)]
-    chosen = [joined[(number * load.num_rows + place) % len(joined)] for place in range(load.num_rows)]
+    num_rows = load.num_rows if number else 2  # round 0 only warms up
+    chosen = [joined[(number * load.num_rows + place) % len(joined)] for place in range(num_rows)]
     return [Row(RowKey(0, place), str(place), {"source": text}) for place, text in enumerate(chosen)]
 
 
@@ -390,9 +391,8 @@ def measure(load: Workload, rounds: int, log: Path) -> Iterator[str]:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
         for number in range(rounds + 1):
             for name in systems:
-                if number == 0 and name == "vllm":
-                    continue  # nothing to warm up that the first round would feel beside minutes
                 answer = children[ENGINES.get(name, name)].ask(name, number)
+                print(f"{load.name} {number} {name}: {answer['seconds']:.1f} s", file=sys.stderr, flush=True)
                 if number:
                     found[name].append(answer)
     finally:
