@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -274,7 +274,7 @@ def measure(job: Path, plans: list[tuple[str, float]], rounds: int, own_process:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"order"')]
 
 
-def print_real(model: str, num_rows: int, rounds: int) -> None:
+def print_real(model: str, num_rows: int, rounds: int, sizes: Sequence[int]) -> None:
     """Steps, time and idleness on vLLM, by order and by window, in both process models."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -283,7 +283,7 @@ def print_real(model: str, num_rows: int, rounds: int) -> None:
 
             model = str(tiny_seed_x(folder / "model"))
         plans = [("ours", window) for window in WINDOWS] + [("file order", 1.25), ("oracle", 1.25)]
-        for max_num_seqs in (16, 32):
+        for max_num_seqs in sizes:
             job = write_job(folder, model, num_rows, max_num_seqs)
             print(f"\nvLLM, {num_rows:,} rows, max_num_seqs {max_num_seqs}, medians of {rounds} rounds\n")
             print("| process | order | window | steps | time, ratio | idle % | tail % | host % |")
@@ -315,7 +315,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 2048])
     parser.add_argument("--corpora", type=int, default=5, help="how many different sets of texts")
-    parser.add_argument("--rows", type=int, default=1000, help="rows of a run on vLLM")
+    parser.add_argument("--rows", type=int, default=300, help="rows of a run on vLLM")
+    parser.add_argument("--max-num-seqs", type=int, nargs="+", default=[32], help="of the runs on vLLM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="random")
     parser.add_argument("--simulated", action="store_true", help="leave vLLM out")
@@ -326,7 +327,7 @@ def main() -> None:
         return
     print_simulated(options.sizes, options.corpora)
     if not options.simulated:
-        print_real(options.model, options.rows, options.rounds)
+        print_real(options.model, options.rows, options.rounds, options.max_num_seqs)
 
 
 if __name__ == "__main__":
