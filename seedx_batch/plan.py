@@ -21,6 +21,7 @@ from seedx_batch.sources import CarriedColumn, InputFile
 from seedx_batch.spec import BeamDecoding, JobSpec
 
 FORMAT = 1
+_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,19 @@ def make(spec: JobSpec, prompts: Prompts, model: Model, on_rows: Callable[[int],
         warnings=scan.warnings,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def expected_output_tokens(plan: Plan, spec: JobSpec) -> int:
+    """About how many tokens a job will generate: as many as a row's text is likely to have, at most its budget.
+
+    No more than its order of magnitude is to be relied on: a row's bytes are also other columns, and may be compressed.
+    """
+    most = spec.decoding.max_tokens
+    if spec.decoding.ignore_eos and most.column is None:
+        return plan.num_rows * most.max
+    num_rows = sum(file.num_rows for file in plan.files) or 1
+    per_row = sum(file.num_bytes for file in plan.files) / num_rows / _BYTES_PER_TOKEN
+    return round(plan.num_rows * max(1, min(per_row, most.max)))
 
 
 def facts_of(spec: JobSpec, prompts: Prompts, model: Model, files: tuple[InputFile, ...]) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Engine(Protocol):
         """Steps done so far."""
 
     @property
+    def last_step(self) -> tuple[float, float]:
+        """When the last step began and ended, by time.monotonic's clock; an engine in a process of its own says it."""
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens that were answered so far."""
 

@@ -5,10 +5,11 @@ Its time is virtual and its texts are made of hashes; it must never know vLLM or
 
 import heapq
 import math
+import time
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -65,6 +66,8 @@ class SimulatedEngine:
     The text is a function of the prompt's tokens, and of the seed and temperature where the latter is not 0.
 
     Args:
+        length: the tokens that a text wants to have, by the number of its prompt's and a number from 0 to 1 that is
+            drawn for it; None for any number up to `max_tokens`.
         cost: what a step takes on the virtual clock.
         die_at_step: the step in which the engine dies; None for never.
         rejects: ids that `add` refuses.
@@ -77,6 +80,7 @@ class SimulatedEngine:
         cost: StepCost = MEASURED,
         die_at_step: int | None = None,
         rejects: Container[RequestId] = (),
+        length: Callable[[int, float], int] | None = None,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_model_len = max_model_len
@@ -87,10 +91,12 @@ class SimulatedEngine:
         self.num_steps = 0
         self.num_output_tokens = 0
         self.num_prefilled_tokens = 0
+        self.last_step = (0.0, 0.0)
         self.clock_s = 0.0
         self._cost = cost
         self._die_at_step = die_at_step
         self._rejects = rejects
+        self.length = length
         self._dead = False
         self._requests: dict[RequestId, _Running] = {}
         self._waiting: deque[_Running] = deque()
@@ -150,6 +156,7 @@ class SimulatedEngine:
             raise EngineDied("the simulated engine is dead")
         if not self._requests:
             return []
+        began = time.monotonic()
         self.num_steps += 1
         if self.num_steps == self._die_at_step:
             self._dead = True
@@ -160,7 +167,9 @@ class SimulatedEngine:
             cost.step_s + cost.per_sequence_s * self._num_running + cost.per_prefilled_token_s * num_prefilled
         )
         self._given_up.clear()
-        return [*self._finish(), *self._go_on()]
+        outputs = [*self._finish(), *self._go_on()]
+        self.last_step = (began, time.monotonic())
+        return outputs
 
     def abort(self, requests: Iterable[RequestId]) -> None:
         """Forgets requests and frees their sequences."""
@@ -259,8 +268,10 @@ class SimulatedEngine:
         prompt = array("q", ids).tobytes()
         candidates = []
         for index in range(params.get("n", 1)):
-            key = _sampling_key(params, index)
-            candidates.append(_candidate(blake2b(prompt, key=key, digest_size=32).digest(), most, params))
+            digest = blake2b(prompt, key=_sampling_key(params, index), digest_size=32).digest()
+            drawn = int.from_bytes(digest[:6], "big")
+            wanted = 1 + drawn % most if self.length is None else self.length(len(ids), drawn / (1 << 48))
+            candidates.append(_candidate(digest, min(max(1, wanted), most), most, params))
         return EngineOutput(request.id, tuple(candidates), num_prompt_tokens=len(ids), num_cached_tokens=0)
 
 
@@ -286,10 +297,9 @@ def _sampling_key(params: Params, index: int) -> bytes:
     return f"{temperature:.6g}/{0 if seed is None else seed + index}/{index if seed is None else 0}".encode()
 
 
-def _candidate(digest: bytes, max_tokens: int, params: Mapping[str, Any]) -> Candidate:
-    """A text of 1 to `max_tokens` tokens of four characters, cut before the first stop string in it."""
-    drawn = int.from_bytes(digest[:6], "big")
-    num_tokens = max_tokens if params.get("ignore_eos") else 1 + drawn % max_tokens
+def _candidate(digest: bytes, wanted: int, max_tokens: int, params: Mapping[str, Any]) -> Candidate:
+    """A text of the wanted number of tokens of four characters, cut before the first stop string in it."""
+    num_tokens = max_tokens if params.get("ignore_eos") else wanted
     reason = "length" if num_tokens == max_tokens else "stop"
     words, num_chars = digest.hex(" ", 3) + " ", num_tokens * _CHARS_PER_TOKEN
     text = (words * (num_chars // len(words) + 1))[:num_chars]
@@ -298,5 +308,9 @@ def _candidate(digest: bytes, max_tokens: int, params: Mapping[str, Any]) -> Can
         start, stop = min(found)
         num_tokens, reason = -(-(start + len(stop)) // _CHARS_PER_TOKEN), "stop"
         text = text[:start]
-    score = -0.5 * num_tokens - drawn % 1000 / 1000 if params.get("logprobs") is not None else None
+    score = (
+        -0.5 * num_tokens - int.from_bytes(digest[:6], "big") % 1000 / 1000
+        if params.get("logprobs") is not None
+        else None
+    )
     return Candidate(text, reason, num_tokens, score)

@@ -7,11 +7,13 @@ import contextlib
 import inspect
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from seedx_batch.engine import compile_cache
 from seedx_batch.engine.tokenization import Tokenization, check_fits
 from seedx_batch.errors import (
     EngineConfigError,
@@ -85,6 +87,8 @@ class VllmEngine:
         self.num_steps = 0
         self.num_output_tokens = 0
         self.num_prefilled_tokens = 0
+        self.last_step = (0.0, 0.0)
+        self._fed_at = self._told_at = 0.0
         self._flights: dict[str, _Flight] = {}
         self._prepared: dict[int, tuple[Params, SamplingParams]] = {}
         tokenizer = self._llm.get_tokenizer()
@@ -93,7 +97,11 @@ class VllmEngine:
         self._pace = pacing.Pace(self._engine.engine_core) if pacing.is_paced(config) else None
         self._died: EngineDied | None = None
         self._closing = threading.Event()
-        processes.watch(self._engine.engine_core, self._closing)
+        core = self._engine.engine_core
+        processes.watch(core, self._closing)
+        self._has_process = hasattr(core, "outputs_queue")
+        if self._has_process:
+            core.get_output = self._noting_when(core.get_output)
 
     @property
     def num_unfinished(self) -> int:
@@ -160,6 +168,8 @@ class VllmEngine:
             raise self._died from error
         except _REFUSED as error:
             raise RowRejected("refused", f"vLLM refuses it: {_reason(error)}") from error
+        if not self._flights:
+            self._fed_at = time.monotonic()
         self._flights[name] = _Flight(request.id, request.streams)
 
     def step(self) -> list[EngineOutput]:
@@ -168,6 +178,7 @@ class VllmEngine:
             raise self._died
         if not self._flights:
             return []
+        called_at = time.monotonic()
         try:
             if self._pace is not None:
                 self._pace.go_on()
@@ -181,6 +192,10 @@ class VllmEngine:
             self._died = EngineDied(f"vLLM's engine failed in a step: {_reason(error)}")
             raise self._died from error
         self.num_steps += 1
+        if self._has_process and self._pace is None:  # it steps on as long as it has requests
+            self.last_step = (max(self.last_step[1], self._fed_at), self._told_at)
+        else:
+            self.last_step = (called_at, self._told_at if self._has_process else time.monotonic())
         outputs = []
         for output in told:
             flight = self._flights.get(output.request_id)
@@ -220,6 +235,16 @@ class VllmEngine:
             )
         places = _places(output.outputs[0]) if flight.streams else ()
         return EngineOutput(flight.id, candidates, num_prompt_tokens, num_cached_tokens, places)
+
+    def _noting_when(self, get_output: Callable[[], Any]) -> Callable[[], Any]:
+        """`get_output` of vLLM's client, which notes when the engine process was done with the step."""
+
+        def noted() -> Any:
+            outputs = get_output()
+            self._told_at = outputs.timestamp
+            return outputs
+
+        return noted
 
     def _params(self, params: Params) -> SamplingParams:
         """vLLM's form; made once for params that rows share (a seed belongs to one row), by identity."""
@@ -294,7 +319,13 @@ def _check_vllm(llm: LLM | None) -> None:
         engine = getattr(llm, "llm_engine", None)
         core = getattr(engine, "engine_core", None)
         resources = getattr(core, "resources", None)
-        owned = [(llm, "llm_engine"), (engine, "vllm_config"), (engine, "engine_core"), (core, "shutdown")]
+        owned = [
+            (llm, "llm_engine"),
+            (engine, "vllm_config"),
+            (engine, "engine_core"),
+            (core, "get_output"),
+            (core, "shutdown"),
+        ]
         if resources is not None:
             owned += [(core, "outputs_queue"), (resources, "engine_dead"), (resources, "engine_manager")]
         absent += [f"{type(thing).__name__}.{name}" for thing, name in owned if not hasattr(thing, name)]
@@ -306,6 +337,7 @@ def _build(args: Mapping[str, Any]) -> LLM:
     try:
         if envs.VLLM_ENABLE_V1_MULTIPROCESSING:
             return processes.in_deaf_thread(lambda: LLM(**args))
+        compile_cache.mend()
         return LLM(**args)
     except SeedxBatchError:  # a signal's handler raised it
         raise

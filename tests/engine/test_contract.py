@@ -1,5 +1,6 @@
 """What every engine keeps to, whatever generates its texts."""
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,6 +65,17 @@ def test_idle_engine_steps_at_once(engine: Engine) -> None:
     before = engine.num_steps
     assert engine.step() == []
     assert engine.num_steps == before
+
+
+def test_tells_when_its_last_step_was(engine: Engine) -> None:
+    """A step lies between the call and its return, and does not overlap the one before."""
+    engine.add(request_of(engine, 0, "abc", GREEDY))
+    ended = 0.0
+    while engine.num_unfinished:
+        called_at = time.monotonic()
+        engine.step()
+        assert max(called_at, ended) <= engine.last_step[0] <= engine.last_step[1] <= time.monotonic()
+        ended = engine.last_step[1]
 
 
 def test_aborted_requests_are_never_answered(engine: Engine) -> None:
