@@ -254,7 +254,7 @@ def beam_loop(
 
     def start(row: Row) -> Admitted:
         ids = engine.encode(row.fields["text"])
-        return Admitted(BeamDecoder(row.key, ids, 10, search), ids, {}, 3, num_kv_tokens)
+        return Admitted(BeamDecoder(row.key, ids, 10, search), ids, {"max_tokens": 10}, 3, num_kv_tokens)
 
     if refuse is not None:
         engine._rejects = {RequestId(RowKey(*divmod(refuse, 10)), 2)}
