@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedx_batch.ahead import Ahead, num_rows_ahead
@@ -264,6 +264,7 @@ def beam_loop(
     return loop, shelf
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 30), st.integers(1, 4))
 def test_beams_fill_the_batch_and_no_more(num_rows: int, num_at_once: int) -> None:
     """As many beam searches run as their hypotheses have sequences, each row as if alone, and nothing is in vain."""
