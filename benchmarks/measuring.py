@@ -12,12 +12,13 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _SAMPLE_S = 0.1
+_POLL_S = 0.02
 _GROWTH = 1.01
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -28,39 +29,42 @@ class Run:
     """How a command ran.
 
     Args:
+        exit_code: None where it was killed.
         began_at: on the machine's monotonic clock.
         seconds: until the command's own process ended.
         peak_mib: of the whole tree, each shared page counted once (PSS).
     """
 
-    exit_code: int
+    exit_code: int | None
     began_at: float
     seconds: float
     peak_mib: float
 
 
-def run(command: Sequence[str | Path], log: Path, env: Mapping[str, str], kill_after_s: float | None = None) -> Run:
-    """Runs a command to its end, or kills its whole tree after so many seconds; what it prints goes to the log.
+def run(
+    command: Sequence[str | Path], log: Path, env: Mapping[str, str], kill_when: Callable[[], bool] | None = None
+) -> Run:
+    """Runs a command to its end, or kills its whole tree as soon as that is so; what it prints is added to the log.
 
     Processes that it leaves behind are killed, so that the next one has the machine to itself.
     """
     _adopt_orphans()
     log.parent.mkdir(parents=True, exist_ok=True)
-    memory = _Memory()
-    with log.open("wb") as output:
+    killed = False
+    with log.open("ab") as output:
         began = time.monotonic()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
         )
-        with memory:
-            try:
-                process.wait(kill_after_s)
-            except subprocess.TimeoutExpired:
-                kill_tree()
-                process.wait()
+        with _Memory() as memory:
+            while process.poll() is None:
+                if kill_when is not None and kill_when():
+                    killed = True
+                    kill_tree()
+                time.sleep(_POLL_S)
         seconds = time.monotonic() - began
         kill_tree()
-    return Run(process.returncode, began, seconds, memory.peak / (1 << 20))
+    return Run(None if killed else process.returncode, began, seconds, memory.peak / (1 << 20))
 
 
 def kill_tree() -> None:

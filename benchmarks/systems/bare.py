@@ -25,7 +25,7 @@ def main() -> None:
     loaded_at = time.monotonic()
     rows = [json.loads(line) for line in Path(settings["rows"]).read_text(encoding="utf-8").splitlines()]
     output = Path(settings["output"])
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
     size = settings["shard_rows"] or len(rows)
     for start in range(0, len(rows), size):
         shard = rows[start : start + size]
