@@ -2,6 +2,7 @@
 # `make check` before a commit, `make test` before a push.
 
 PYTHON = "$$(requirements/setup.sh --dev)"
+BENCHMARKS = $(filter $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)),bare_engine peers beam feed own_cost scale)
 FAST = -m "not engine and not process and not compat"
 
 .PHONY: setup test check format compat bench lock clean lint types fast
@@ -33,8 +34,11 @@ format: setup
 compat: setup
 	$(PYTHON) tests/compat/run.py $(ARGS)
 
+# All comparisons, each printing its tables; benchmarks/README.md says how long that takes. One alone: make bench BENCHMARKS=peers
 bench: setup
-	$(PYTHON) benchmarks/scale.py $(ARGS)
+	@failed=0; for name in $(BENCHMARKS); do \
+		printf '\n== %s ==\n' "$$name"; $(PYTHON) benchmarks/$$name.py || failed=1; \
+	done; exit $$failed
 
 lock:
 	requirements/lock.sh
