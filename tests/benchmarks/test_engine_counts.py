@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import engine_counts
@@ -26,34 +27,43 @@ def test_the_plugin_is_an_entry_point_of_vllm(tmp_path: Path) -> None:
     assert env["VLLM_PLUGINS"] in found
 
 
-@pytest.mark.engine
-def test_an_engine_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wrapped scheduler counts its steps, tokens and answers, also those that nobody has yet fetched."""
-    from vllm.v1.core.sched.scheduler import Scheduler
+class _Answer:
+    def __init__(self, num_tokens: int, finish_reason: str | None) -> None:
+        self.new_token_ids = [7] * num_tokens
+        self.finish_reason = finish_reason
 
-    class Answer:
-        def __init__(self, num_tokens: int, finish_reason: str | None) -> None:
-            self.new_token_ids = [7] * num_tokens
-            self.finish_reason = finish_reason
 
-    class Scheduled:
-        def __init__(self, num_tokens: int) -> None:
-            self.total_num_scheduled_tokens = num_tokens
-            self.outputs = [Answer(1, None), Answer(2, "length")]
+class _Step:
+    """What a step schedules and, here, also what it answers: three tokens, of which one ends a row."""
 
-    env = engine_counts.prepare(tmp_path / "counts", tmp_path / "site")
-    for name, value in env.items():
+    def __init__(self, num_tokens: int) -> None:
+        self.total_num_scheduled_tokens = num_tokens
+        self.outputs = [_Answer(1, None), _Answer(2, "length")]
+
+
+class _Scheduler:
+    def schedule(self, step: _Step) -> _Step:
+        return step
+
+    def update_from_output(self, step: _Step, output: None) -> dict[int, _Step]:
+        return {0: step}
+
+
+def test_steps_tokens_and_answers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler's calls are counted and otherwise as they were; a step with nothing to compute is none."""
+    module = types.ModuleType("vllm.v1.core.sched.scheduler")
+    module.__dict__["Scheduler"] = _Scheduler
+    parents = ("vllm", "vllm.v1", "vllm.v1.core", "vllm.v1.core.sched")
+    for name in parents:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name, value in engine_counts.prepare(tmp_path / "counts", tmp_path / "site").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(Scheduler, "schedule", lambda self, scheduled: scheduled)
-    monkeypatch.setattr(Scheduler, "update_from_output", lambda self, scheduled, output: {0: scheduled})
     engine_counts.install()
-    for num_tokens in (9, 0, 3):
-        Scheduler.update_from_output(None, Scheduler.schedule(None, Scheduled(num_tokens)), None)
+    scheduler = _Scheduler()
+    for step in (_Step(9), _Step(0), _Step(3)):
+        assert scheduler.update_from_output(scheduler.schedule(step), None) == {0: step}
     counts = engine_counts.read(tmp_path / "counts")
-    assert (counts.num_steps, counts.num_computed_tokens, counts.num_output_tokens, counts.num_finished) == (
-        2,
-        12,
-        6,
-        2,
-    )
+    assert (counts.num_steps, counts.num_computed_tokens) == (2, 12)
+    assert (counts.num_output_tokens, counts.num_finished) == (6, 2)
     assert 0 < counts.first_step_at <= counts.last_step_at
