@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", choices=[[], *shapes()], default=[*shapes()], help="Default: all.")
     parser.add_argument("--rounds", type=int, default=5, help="Of the main comparison.")
     parser.add_argument("--other-rounds", type=int, default=1, help="Of each of the others.")
+    parser.add_argument("--only", nargs="*", metavar="WORD", help="Only systems whose names have one of these words.")
     parser.add_argument("--more", action="store_true", help="Add to the rounds that were measured before.")
     options = parser.parse_args()
     if not options.more:
@@ -86,8 +87,11 @@ def main() -> None:
         before = [record["round"] for record in measuring.kept(RESULTS) if record["shape"] == name]
         first = max(before, default=-1) + 1
         for number in range(first, first + (options.rounds if shape.is_main else options.other_rounds)):
-            turn = number % len(shape.systems)  # nobody is always first
-            for system in [*shape.systems[turn:], *shape.systems[:turn]]:
+            systems = [
+                one for one in shape.systems if not options.only or any(word in one.name for word in options.only)
+            ]
+            turn = number % len(systems)  # nobody is always first
+            for system in [*systems[turn:], *systems[:turn]]:
                 print(f"{name}, round {number + 1}: {system.name}", file=sys.stderr, flush=True)
                 figures = measure(system, shape, engine)
                 measuring.keep(RESULTS, {"shape": name, "round": number, "system": system.name, **figures})
