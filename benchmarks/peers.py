@@ -24,7 +24,7 @@ import measuring
 import pyarrow.parquet as pq
 import workload
 
-FOLDER = workload.FOLDER / "peers"
+FOLDER = workload.FOLDER / "peers_runs"
 RESULTS = FOLDER / "results.jsonl"
 SCRIPTS = workload.REPOSITORY / "benchmarks" / "systems"
 PROMPT = {"preset": "chat", "user": "{{ source }}"}
