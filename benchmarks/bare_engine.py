@@ -101,6 +101,8 @@ def main() -> None:
     for name in options.shapes:
         shape, seen = shapes()[name], [record for record in records if record["shape"] == name]
         print(f"\n{shape.title}:\n\n{table(seen)}")
+        between = [100 * record["between_s"] / record["phase_s"] for record in seen if record.get("between_s")]
+        print(f"\nOf our engine phase {measuring.middle(between)} % passed between the engine's steps.")
         same = same and did_the_same(seen, sum(shape.budgets))
     if not same:
         sys.exit("the systems did not do the same work: no ratio counts")
@@ -114,14 +116,16 @@ def measure(system: System, shape: Shape, engine: workload.Engine) -> dict[str, 
     job["engine"]["kv_cache_memory_bytes"] = engine.args["kv_cache_memory_bytes"]
     workload.write_rows(Path(job["input"]["path"]), shape.budgets)
     counted = engine_counts.prepare(folder / "counts", workload.SITE)
+    between_s = None
     if system is OURS:
-        run, phase_s = _ours(folder, job, counted)
+        run, phase_s, between_s = _ours(folder, job, counted)
     else:
         run, phase_s = _bare(system, folder, job, engine, counted)
     counts = engine_counts.read(folder / "counts")
     return {
         "whole_s": run.seconds,
         "phase_s": phase_s,
+        "between_s": between_s,
         "peak_mib": run.peak_mib,
         "num_steps": counts.num_steps,
         "num_output_tokens": counts.num_output_tokens,
@@ -134,14 +138,19 @@ def _job(shape: Shape, folder: Path) -> dict[str, Any]:
     return workload.job(folder / "rows.jsonl", folder / "out", PROMPT, shape.max_num_seqs, ROWS_PER_PART)
 
 
-def _ours(folder: Path, job: dict[str, Any], counted: dict[str, str]) -> tuple[measuring.Run, float]:
-    """As a user starts it: it sets its environment itself. Its phase: from loaded to the last checkpoint."""
+def _ours(folder: Path, job: dict[str, Any], counted: dict[str, str]) -> tuple[measuring.Run, float, float]:
+    """As a user starts it: it sets its environment itself.
+
+    Returns:
+        The run, the seconds from loaded to the last checkpoint, and those of them between the engine's steps.
+    """
     path = folder / "job.yaml"
     path.write_text(json.dumps(job), encoding="utf-8")
     run = _run([sys.executable, "-m", "seedx_batch", "run", path], folder, counted)
     lines = ledger.read(folder / "out" / ".state" / "ledger" / "rank-00000.jsonl")
     loaded_at = next(line["t"] for line in lines if line["event"] == "loaded")
-    return run, max(line["t"] for line in lines if line["event"] == "checkpoint") - loaded_at
+    last = [line for line in lines if line["event"] == "checkpoint"][-1]
+    return run, last["t"] - loaded_at, last["idle_s"]
 
 
 def _bare(

@@ -118,7 +118,7 @@ def kill(system: System, python: Path) -> dict[str, Any]:
     shutil.rmtree(FOLDER / "run", ignore_errors=True)
     half = sum(KILLED) // 2
     _, before, _ = start(system, python, KILLED, lambda counts: counts.num_output_tokens >= half)
-    run, after, _ = start(system, python, KILLED, None)
+    _, after, _ = start(system, python, KILLED, None)
     rows = rows_of(system, FOLDER / "run" / "out")
     expected = [(f"r{number:06d}", budget) for number, budget in enumerate(KILLED)]
     return {
@@ -126,7 +126,6 @@ def kill(system: System, python: Path) -> dict[str, Any]:
         "num_tokens_again": before.num_output_tokens + after.num_output_tokens - sum(KILLED),
         "num_rows_finished": before.num_finished,
         "num_rows_again": before.num_finished + after.num_finished - len(KILLED),
-        "second_s": run.seconds,
         "complete": sorted(dict(rows).items()) == expected,
         "num_duplicates": len(rows) - len(dict(rows)),
         "in_order": rows == expected,
@@ -224,7 +223,7 @@ def speed_table(records: Sequence[dict[str, Any]]) -> str:
 
 def kill_table(records: Sequence[dict[str, Any]]) -> str:
     """What a kill cost."""
-    head = ["", "kills", "tokens done again, %", "finished rows", "of them done again", "second start, s", "output"]
+    head = ["", "kills", "tokens done again, %", "finished rows", "of them done again", "output"]
     lines = []
     for name, own in _by_system(records).items():
         again = [100 * record["num_tokens_again"] / record["num_tokens"] for record in own]
@@ -234,9 +233,7 @@ def kill_table(records: Sequence[dict[str, Any]]) -> str:
         columns = [
             measuring.middle((record[key] for record in own), 0) for key in ("num_rows_finished", "num_rows_again")
         ]
-        lines.append(
-            [name, str(len(own)), measuring.middle(again), *columns, measuring.middle(r["second_s"] for r in own), told]
-        )
+        lines.append([name, str(len(own)), measuring.middle(again), *columns, told])
     return measuring.table(head, lines)
 
 

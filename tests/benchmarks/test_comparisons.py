@@ -41,7 +41,7 @@ def test_other_work_is_no_comparison() -> None:
 
 def _killed(system: peers.System, num_tokens_again: int, **values: Any) -> dict[str, Any]:
     whole = {"complete": True, "in_order": True, "num_duplicates": 0}
-    figures = {"num_tokens": 1000, "num_rows_finished": 60, "num_rows_again": 2, "second_s": 20.0}
+    figures = {"num_tokens": 1000, "num_rows_finished": 60, "num_rows_again": 2}
     return {"round": 0, "system": system.name, "num_tokens_again": num_tokens_again, **figures, **whole, **values}
 
 
@@ -49,5 +49,5 @@ def test_what_a_kill_costs_is_told() -> None:
     """Tokens done again are a share of the job's; lost order and rows that came twice are told."""
     ours, other = peers.SYSTEMS[0], peers.SYSTEMS[-1]
     lines = peers.kill_table([_killed(ours, 55), _killed(other, 400, in_order=False, num_duplicates=3)]).splitlines()
-    assert lines[2] == f"| {ours.name} | 1 | 5.5 | 60 | 2 | 20.0 | complete, in order |"
-    assert lines[3] == f"| {other.name} | 1 | 40.0 | 60 | 2 | 20.0 | complete, rows twice |"
+    assert lines[2] == f"| {ours.name} | 1 | 5.5 | 60 | 2 | complete, in order |"
+    assert lines[3] == f"| {other.name} | 1 | 40.0 | 60 | 2 | complete, rows twice |"
