@@ -56,14 +56,16 @@ def run(
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
         )
-        with _Memory() as memory:
-            while process.poll() is None:
-                if kill_when is not None and kill_when():
-                    killed = True
-                    kill_tree()
-                time.sleep(_POLL_S)
-        seconds = time.monotonic() - began
-        kill_tree()
+        try:
+            with _Memory() as memory:
+                while process.poll() is None:
+                    if kill_when is not None and kill_when():
+                        killed = True
+                        kill_tree()
+                    time.sleep(_POLL_S)
+            seconds = time.monotonic() - began
+        finally:
+            kill_tree()
     return Run(None if killed else process.returncode, began, seconds, memory.peak / (1 << 20))
 
 
