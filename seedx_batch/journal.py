@@ -1,4 +1,4 @@
-"""Journals: the finished rows of a shard that is not yet published, kept from a kill at once, on disk when synced.
+"""Journals: the finished rows of a shard that is not yet published, on disk after every checkpoint.
 
 Knows frames of Arrow batches; must never know what a row means, or where journals lie.
 
@@ -35,7 +35,6 @@ class Journal:
         self._schema = schema.remove_metadata()
         self._stored = self._schema.with_metadata({"fingerprint": fingerprint})
         self._fd: int | None = None
-        self._is_synced = True
         self._has_failed = False
 
     def read(self) -> list[pa.RecordBatch]:
@@ -59,13 +58,14 @@ class Journal:
         return batches
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Adds one batch; when this returns, it outlives this process, and after `sync` also a power cut.
+        """Adds one batch; when this returns, it is on disk.
 
         Raises:
             StorageError: it cannot be written. The journal then takes no more: only the next run, which reads it first,
                 knows what its file ends with.
         """
-        self._check()
+        if self._has_failed:
+            raise StorageError(f"{self.path}: an earlier write failed; run the same command again")
         frame = self._encode(batch)
         self._has_failed = True
         with writing(self.path):
@@ -73,27 +73,8 @@ class Journal:
                 self._fd = self._open()
             while frame:
                 frame = frame[os.write(self._fd, frame) :]
-        self._has_failed = self._is_synced = False
-
-    def sync(self) -> None:
-        """Waits until every batch is on disk.
-
-        Raises:
-            StorageError: as for `append`.
-        """
-        if self._is_synced:
-            return
-        self._check()
-        self._has_failed = True
-        with writing(self.path):
-            if self._fd is None:
-                self._fd = self._open()
             os.fsync(self._fd)
-        self._has_failed, self._is_synced = False, True
-
-    def _check(self) -> None:
-        if self._has_failed:
-            raise StorageError(f"{self.path}: an earlier write failed; run the same command again")
+        self._has_failed = False
 
     def remove(self) -> None:
         """Deletes the file, if there is one: the shard's part holds its rows now.
@@ -104,7 +85,6 @@ class Journal:
         self.close()
         with writing(self.path):
             self.path.unlink(missing_ok=True)
-        self._is_synced = True
 
     def close(self) -> None:
         """Closes the file; a later `append` opens it again."""

@@ -16,9 +16,6 @@ from seedx_batch.twins import Twins
 
 Start = Callable[[Row], Admitted]
 
-_WRITE_S = 0.1
-"""Finished rows are written this often: it takes 0.2 ms, where a checkpoint waits 3 ms and more for the disk."""
-
 _ROWS_PER_STEP = 4
 """Rows begun before a step are at most so many windows: rows that need no engine must not keep it waiting."""
 
@@ -28,9 +25,6 @@ class Completions(Protocol):
 
     def put(self, completion: Completion) -> None:
         """Takes what a row ended as."""
-
-    def write(self) -> None:
-        """Hands everything that was taken to the system, which keeps it when this process is killed."""
 
     def save(self) -> None:
         """Puts everything that was taken on disk."""
@@ -89,7 +83,6 @@ class Loop:
     counters: Counters = field(default_factory=Counters)
     _decoders: dict[RowKey, Decoder] = field(default_factory=dict)
     _saved_at: float = field(default_factory=time.monotonic)
-    _written_at: float = field(default_factory=time.monotonic)
 
     def run(self) -> bool:
         """Whether everything was done; False when it was stopped before."""
@@ -168,9 +161,5 @@ class Loop:
             self.shelf.put(each)
 
     def _checkpoint_if_due(self) -> None:
-        now = time.monotonic()
-        if now - self._saved_at >= self.checkpoint_s:
+        if time.monotonic() - self._saved_at >= self.checkpoint_s:
             self.checkpoint()
-        elif now - self._written_at >= _WRITE_S:
-            self.shelf.write()
-            self._written_at = now

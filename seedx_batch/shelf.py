@@ -78,8 +78,8 @@ class Shelf:
         """Takes what a row ended as."""
         self._open[completion.key.shard].shard.complete(completion)
 
-    def write(self) -> None:
-        """Puts every completion that is not there yet into its shard's journal: no kill of this process costs it then.
+    def save(self) -> None:
+        """Puts every completion that is not on disk yet into its shard's journal.
 
         Raises:
             StorageError: it cannot be written.
@@ -88,16 +88,6 @@ class Shelf:
             unsaved = place.shard.take_unsaved()
             if unsaved:
                 place.journal.append(parts.to_batch(unsaved, self._imprint.completion))
-
-    def save(self) -> None:
-        """Writes, and waits until it is on disk.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        self.write()
-        for place in self._open.values():
-            place.journal.sync()
 
     def publish_full(self) -> None:
         """Makes a part of every shard that is full.

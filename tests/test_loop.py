@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import seedx_batch.loop
 from seedx_batch.decoding import Admitted
 from seedx_batch.decoding.sample import SampleDecoder
 from seedx_batch.engine.simulated import SimulatedEngine
@@ -21,16 +20,12 @@ class Remembering:
     """Stands where the shelf stands."""
 
     def __init__(self) -> None:
-        self.num_written = 0
         self.unsaved: dict[RowKey, Completion] = {}
         self.saved: dict[RowKey, Completion] = {}
 
     def put(self, completion: Completion) -> None:
         assert completion.key not in self.unsaved | self.saved, "a row ended twice"
         self.unsaved[completion.key] = completion
-
-    def write(self) -> None:
-        self.num_written = len(self.saved | self.unsaved)
 
     def save(self) -> None:
         self.saved |= self.unsaved
@@ -175,18 +170,6 @@ def test_a_dead_engine_loses_only_what_was_in_flight() -> None:
     assert not shelf.saved
     loop.checkpoint()
     assert len(shelf.saved) == loop.counters.num_rows > 0
-
-
-def test_finished_rows_are_written_before_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill costs no row that finished a moment earlier, however seldom the disk is waited for."""
-    monkeypatch.setattr(seedx_batch.loop, "_WRITE_S", 0.0)
-    loop, shelf = loop_over(
-        [f"row {number}" for number in range(500)], SimulatedEngine(4, die_at_step=20), checkpoint_s=1e9
-    )
-    with pytest.raises(EngineDied):
-        loop.run()
-    assert not shelf.saved
-    assert shelf.num_written == loop.counters.num_rows > 0
 
 
 def test_checkpoints_tell_the_counters() -> None:
