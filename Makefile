@@ -2,7 +2,7 @@
 # `make check` before a commit, `make test` before a push.
 
 PYTHON = "$$(requirements/setup.sh --dev)"
-BENCHMARKS = $(filter $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)),bare_engine peers beam feed own_cost scale)
+BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py)
 FAST = -m "not engine and not process and not compat"
 
 .PHONY: setup test check format compat bench lock clean lint types fast
@@ -34,10 +34,10 @@ format: setup
 compat: setup
 	$(PYTHON) tests/compat/run.py $(ARGS)
 
-# All comparisons, each printing its tables; benchmarks/README.md says how long that takes. One alone: make bench BENCHMARKS=peers
+# Every script of benchmarks/ prints its tables; benchmarks/README.md says how long that takes.
 bench: setup
-	@failed=0; for name in $(BENCHMARKS); do \
-		printf '\n== %s ==\n' "$$name"; $(PYTHON) benchmarks/$$name.py || failed=1; \
+	@failed=0; for script in $(BENCHMARKS); do \
+		printf '\n== %s ==\n' "$$script"; $(PYTHON) "$$script" || failed=1; \
 	done; exit $$failed
 
 lock:

@@ -101,8 +101,8 @@ def main() -> None:
     for name in options.shapes:
         shape, seen = shapes()[name], [record for record in records if record["shape"] == name]
         print(f"\n{shape.title}:\n\n{table(seen)}")
-        between = [100 * record["between_s"] / record["phase_s"] for record in seen if record.get("between_s")]
-        print(f"\nOf our engine phase {measuring.middle(between)} % passed between the engine's steps.")
+        idle = [100 * record["idle_s"] / record["phase_s"] for record in seen if record.get("idle_s")]
+        print(f"\nIn ours the engine was idle for {measuring.middle(idle)} % of its phase.")
         same = same and did_the_same(seen, sum(shape.budgets))
     if not same:
         sys.exit("the systems did not do the same work: no ratio counts")
@@ -116,16 +116,16 @@ def measure(system: System, shape: Shape, engine: workload.Engine) -> dict[str, 
     job["engine"]["kv_cache_memory_bytes"] = engine.args["kv_cache_memory_bytes"]
     workload.write_rows(Path(job["input"]["path"]), shape.budgets)
     counted = engine_counts.prepare(folder / "counts", workload.SITE)
-    between_s = None
+    idle_s = None
     if system is OURS:
-        run, phase_s, between_s = _ours(folder, job, counted)
+        run, phase_s, idle_s = _ours(folder, job, counted)
     else:
         run, phase_s = _bare(system, folder, job, engine, counted)
     counts = engine_counts.read(folder / "counts")
     return {
         "whole_s": run.seconds,
         "phase_s": phase_s,
-        "between_s": between_s,
+        "idle_s": idle_s,
         "peak_mib": run.peak_mib,
         "num_steps": counts.num_steps,
         "num_output_tokens": counts.num_output_tokens,
@@ -142,7 +142,7 @@ def _ours(folder: Path, job: dict[str, Any], counted: dict[str, str]) -> tuple[m
     """As a user starts it: it sets its environment itself.
 
     Returns:
-        The run, the seconds from loaded to the last checkpoint, and those of them between the engine's steps.
+        The run, the seconds from loaded to the last checkpoint, and those of them that the engine was idle.
     """
     path = folder / "job.yaml"
     path.write_text(json.dumps(job), encoding="utf-8")
