@@ -100,8 +100,9 @@ def main() -> None:
     same = True
     for name in options.shapes:
         shape, seen = shapes()[name], [record for record in records if record["shape"] == name]
-        print(f"\n{shape.title}:\n\n{table(seen)}")
-        idle = [100 * record["idle_s"] / record["phase_s"] for record in seen if record.get("idle_s")]
+        print(f"\n{shape.title}:\n\n{table(measuring.quiet(seen))}")
+        print(f"\n{measuring.left_out(seen)}")
+        idle = [100 * record["idle_s"] / record["phase_s"] for record in measuring.quiet(seen) if record["idle_s"]]
         print(f"\nIn ours the engine was idle for {measuring.middle(idle)} % of its phase.")
         same = same and did_the_same(seen, sum(shape.budgets))
     if not same:
@@ -127,6 +128,7 @@ def measure(system: System, shape: Shape, engine: workload.Engine) -> dict[str, 
         "phase_s": phase_s,
         "idle_s": idle_s,
         "peak_mib": run.peak_mib,
+        "others": run.others,
         "num_steps": counts.num_steps,
         "num_output_tokens": counts.num_output_tokens,
         "num_computed_tokens": counts.num_computed_tokens,

@@ -87,7 +87,10 @@ def main() -> None:
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{date.today()}, {told}, {workload.MODEL}, {measuring.machine()}")
     whole, killed = ([record for record in records if record["kind"] == kind] for kind in ("speed", "kill"))
-    print(f"\n{len(SPEED)} rows of {SPEED[0]} tokens, {MAX_NUM_SEQS} sequences:\n\n{speed_table(whole)}")
+    print(
+        f"\n{len(SPEED)} rows of {SPEED[0]} tokens, {MAX_NUM_SEQS} sequences:\n\n{speed_table(measuring.quiet(whole))}"
+    )
+    print(f"\n{measuring.left_out(whole)}")
     print(f"\n{len(KILLED)} rows, kill -9 when half of the tokens were generated:\n\n{kill_table(killed)}")
     if len({(record["num_output_tokens"], record["num_computed_tokens"]) for record in whole}) > 1:
         sys.exit("the systems did not do the same work: no ratio counts")
@@ -106,6 +109,7 @@ def speed(system: System, python: Path) -> dict[str, Any]:
         "start_s": counts.first_step_at - run.began_at,
         "phase_s": counts.engine_s,
         "peak_mib": run.peak_mib,
+        "others": run.others,
         "num_steps": counts.num_steps,
         "num_output_tokens": counts.num_output_tokens,
         "num_computed_tokens": counts.num_computed_tokens,

@@ -49,6 +49,25 @@ def test_descendants_are_found_at_any_depth() -> None:
     assert os.getpid() not in found
 
 
+def test_an_orphans_work_is_not_that_of_others(tmp_path: Path) -> None:
+    """What a process worked that outlived its parent, and was killed, counts as the run's own."""
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ntime.sleep(600)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {burn!r}], stdout=sys.stdout)"
+    before = measuring.own_busy_s()
+    log = tmp_path / "log"
+    measuring.run(
+        [sys.executable, "-c", f"{code}; import time; time.sleep(600)"], log, os.environ, lambda: bool(log.read_bytes())
+    )
+    assert measuring.own_busy_s() - before >= 0.5
+
+
+def test_what_others_disturbed_is_left_out() -> None:
+    """Runs in which others had more than a tenth of the machine do not count, and their number is told."""
+    records = [{"others": 0.02}, {"others": 0.3}, {"others": 0.1}]
+    assert measuring.quiet(records) == [records[0], records[2]]
+    assert measuring.left_out(records).startswith("Left out: 1 of 3 runs")
+
+
 def test_medians_come_with_their_spread() -> None:
     """One value is told alone, several with the least and the most, none as a dash."""
     assert measuring.middle([]) == "-"
