@@ -12,6 +12,7 @@ import resource
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,6 +55,7 @@ def run(
     Processes that it leaves behind are killed, so that the next one has the machine to itself.
     """
     _adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what runs is killed then too
     log.parent.mkdir(parents=True, exist_ok=True)
     killed = False
     with log.open("ab") as output:
