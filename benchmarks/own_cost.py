@@ -149,6 +149,10 @@ def main() -> None:
             ]
             for name in ("plan", "work", "finalize")
         ]
+        waits = [1e6 * run["waits_s"] / num_rows for run in found["seedx-batch"]]
+        longest = [1e3 * run["longest_wait_s"] for run in found["seedx-batch"]]
+        costs.append([f"{num_rows:,}", "of work: between steps", measuring.middle(waits), "-"])
+        costs.append([f"{num_rows:,}", "longest of these, ms", measuring.middle(longest), "-"])
     versions = [
         f"{package} {version}"
         for name, _, _, packages in PEERS.values()

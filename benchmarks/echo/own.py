@@ -17,6 +17,9 @@ from seedx_batch.rundir import RunDirectory
 MAX_NUM_SEQS = 256
 _CHARS_PER_TOKEN = 4
 
+pauses: list[float] = []
+"""Seconds between one step's end and the next one's beginning: what an engine in this process would wait."""
+
 
 class EchoEngine(simulated.SimulatedEngine):
     """Answers every request with its prompt, in the next step; a prompt's tokens are its number, many times."""
@@ -26,6 +29,8 @@ class EchoEngine(simulated.SimulatedEngine):
         self._prompts: dict[int, str] = {}
         self._added: list[Request] = []
         self._number = 0
+        self._stepped_at = time.monotonic()
+        pauses.clear()
 
     @property
     def num_unfinished(self) -> int:
@@ -44,6 +49,7 @@ class EchoEngine(simulated.SimulatedEngine):
 
     def step(self) -> list[EngineOutput]:
         """All answers."""
+        pauses.append(time.monotonic() - self._stepped_at)
         outputs = []
         for request in self._added:
             ids = request.prompt_token_ids
@@ -52,6 +58,7 @@ class EchoEngine(simulated.SimulatedEngine):
             self.num_output_tokens += len(ids)
         self._added = []
         self.num_steps += 1
+        self._stepped_at = time.monotonic()
         return outputs
 
     def abort(self, requests: Iterable[RequestId]) -> None:
@@ -95,6 +102,7 @@ def main() -> None:
     phases = ("plan", "work", "finalize")
     told = {f"{name}_s": times[at + 1] - times[at] for at, name in enumerate(phases)}
     told |= {f"{name}_cpu_s": cpu[at + 1] - cpu[at] for at, name in enumerate(phases)}
+    told |= {"waits_s": sum(pauses[1:]), "longest_wait_s": max(pauses[1:], default=0.0)}
     print(json.dumps(told | {"num_rows": planned.num_rows}))
 
 
