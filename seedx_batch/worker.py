@@ -4,6 +4,7 @@ Must never know other workers, or who started it.
 """
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ PARENT = "SEEDX_BATCH_PARENT"
 _WINDOWS = 2
 """Sequences in the engine at once, in units of max_num_seqs: with as many waiting as run none is free, even where a
 whole batch ends in one step and the engine, in a process of its own, does not wait for the next rows."""
+_OBJECTS_PER_COLLECTION = 20_000  # rows leave no cycles to speak of; Python's default looks every hundred rows
 _PR_SET_PDEATHSIG = 1
 _LEAVING_S = 5.0  # of the grace: for the last checkpoint and the engine's end
 
@@ -105,6 +107,7 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
         load_s = round(time.monotonic() - began, 2)
         ledger.write("loaded", load_s=load_s, versions=dict(engine.versions), max_num_seqs=engine.max_num_seqs)
         stop.loading = False
+        _spare_collections()
         versions = {**engine.versions, "seedx-batch": __version__}
         imprint = Imprint(
             part=part_schema(plan.columns, spec, prompts),
@@ -163,6 +166,13 @@ def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger:
         loop.checkpoint()
         shelf.wait()
         raise
+
+
+def _spare_collections() -> None:
+    """Keeps the garbage collector from what is loaded for good, and from looking at every row again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_PER_COLLECTION, 20, 20)
 
 
 def _end_with_parent() -> None:

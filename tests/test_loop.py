@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedx_batch.ahead import Ahead, num_rows_ahead
@@ -254,16 +254,17 @@ def beam_loop(
 
     def start(row: Row) -> Admitted:
         ids = engine.encode(row.fields["text"])
-        return Admitted(BeamDecoder(row.key, ids, 10, search), ids, {}, 3, num_kv_tokens)
+        return Admitted(BeamDecoder(row.key, ids, 10, search), ids, {"max_tokens": 10}, 3, num_kv_tokens)
 
     if refuse is not None:
         engine._rejects = {RequestId(RowKey(*divmod(refuse, 10)), 2)}
     texts = [f"text {number}" for number in range(num_rows)]
     loop, shelf = loop_over(texts, engine, window=engine.max_num_seqs)
-    loop.ahead = Ahead(rows(texts), start, num_rows_ahead(engine.max_num_seqs))
+    loop.ahead = Ahead(rows(texts), start, num_rows)
     return loop, shelf
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 30), st.integers(1, 4))
 def test_beams_fill_the_batch_and_no_more(num_rows: int, num_at_once: int) -> None:
     """As many beam searches run as their hypotheses have sequences, each row as if alone, and nothing is in vain."""

@@ -1,5 +1,7 @@
 """Preset files: what the shipped ones say, what one of one's own may say, and how faults in it are told."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from seedx_batch.prompts import Prompts, preset_names, presets
 from seedx_batch.records import Row, RowKey
 from seedx_batch.spec import Column, Example, PromptSpec
 
+SIDES = ("source_lang", "target_lang")
+OUTPUT = "explain: {}\noutput: {column: translation}\n"
 PRESETS = Path(presets.__file__).parent.parent / "presets"
 
 
@@ -41,6 +45,49 @@ def test_shipped_presets_are_whole(name: str) -> None:
     assert preset.about
     assert preset.source
     assert "\n" not in preset.about
+
+
+@pytest.mark.parametrize("name", sorted({*preset_names()} - {"chat", "raw"}))
+@pytest.mark.parametrize("pair", [("zh", "en"), ("en", "zh")])
+def test_cut_prompts_are_the_same(name: str, pair: tuple[str, str]) -> None:
+    """A prompt that is put together from its pieces is the one that the templates give, to the letter."""
+    source, target = (None if key not in presets.find(name).takes else pair[place] for place, key in enumerate(SIDES))
+    prompts = Prompts.build(PromptSpec(preset=name, source_lang=source, target_lang=target))
+    by_template = replace(prompts, _turns=None)
+    assert prompts._turns is not None
+    for text in ("你好 {{ text }}", "a\n\n b ", "\0the text\0", "%s {0}"):
+        assert prompts.render(row(source=text)) == by_template.render(row(source=text))
+    assert prompts.render_empty(row()) == by_template.render_empty(row())
+
+
+@pytest.mark.parametrize(
+    ("template", "is_cut"),
+    [
+        ("{{ text }}", True),
+        ("{% if explain %}x{% endif %}{{ text }}\n{{ text }}", True),
+        ("{% for example in [1, 2] %}{{ text }}{{ example }}{% endfor %}", True),
+        ("{{ text | upper }}", False),
+        ("{{ text ~ '.' }}", False),
+        ("{% if text == 'a' %}x{% endif %}{{ text }}", False),
+        ("{% for text in text %}{{ text }}{% endfor %}", False),
+        ("{% set t %}{{ text }}{% endset %}{{ t | upper }}", False),
+        ("{% filter upper %}{{ text }}{% endfilter %}", False),
+        ("{% macro m() %}{{ text }}{% endmacro %}{{ m() | upper }}{{ text }}", False),
+        ("{{ row.x }}{{ text }}", False),
+        ("\0the text\0{{ text }}", False),
+        ("{{ 1 // 0 }}{{ text }}", False),
+    ],
+)
+def test_what_is_cut(template: str, is_cut: bool, tmp_path: Path) -> None:
+    """Only a prompt of which nothing but the text, as it is, depends on the row is put together from pieces."""
+    quoted = json.dumps(template)
+    path = own(tmp_path, f"kind: text\ntakes: {{explain: optional}}\ntext: source\n{OUTPUT}template: {quoted}\n")
+    prompts = Prompts.build(PromptSpec(preset=path))
+    assert (prompts._turns is not None) == is_cut
+    if "//" not in template:
+        by_template = replace(prompts, _turns=None)
+        for text in ("a", "some text"):
+            assert prompts.render(row(source=text, x="x")) == by_template.render(row(source=text, x="x"))
 
 
 def test_preset_names_are_the_files() -> None:

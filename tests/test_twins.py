@@ -60,3 +60,13 @@ def test_memory_is_bounded() -> None:
         twins.settle(Completion(key, "ok", text=str(position)))
     assert twins.claim(RowKey(1, 0), [0], {}) is True
     assert isinstance(twins.claim(RowKey(1, 2), [2], {}), Completion)
+
+
+def test_parameters_are_told_apart_by_what_they_say() -> None:
+    """Parameters are looked at once for each object, and equal ones are the same request whatever objects they are."""
+    twins = Twins()
+    several = [{"max_tokens": budget % 3} for budget in range(3000)]  # more objects than are remembered
+    claims = [twins.claim(RowKey(0, position), [1], params) for position, params in enumerate(several)]
+    assert claims == [True] * 3 + [False] * 2997
+    assert [twins.claim(RowKey(1, position), [1], several[position]) for position in range(3)] == [False] * 3
+    assert twins.claim(RowKey(2, 0), [1], {"max_tokens": 3}) is True

@@ -64,19 +64,26 @@ class SampleDecoder:
 
 def complete(key: RowKey, output: EngineOutput, finish: Finish) -> Completion:
     """What an engine's answer makes of a row."""
-    first = output.candidates[0]
-    counted = Completion(
+    candidates = output.candidates
+    first = candidates[0]
+    status: Status = "truncated" if first.finish_reason in _UNFINISHED else "ok"
+    text: str | None = None
+    extra: dict[str, str | None] = {}
+    error = None
+    if first.finish_reason in _BROKEN:
+        status, error = "error", f"engine_{first.finish_reason or 'error'}: the engine gave the request up"
+    else:
+        text, extra = finish(first.text)
+    several = len(candidates) > 1 and error is None
+    return Completion(
         key,
-        "error",
+        status,
+        text=text,
         finish_reason=first.finish_reason,
+        error=error,
         num_prompt_tokens=output.num_prompt_tokens,
         num_cached_tokens=output.num_cached_tokens,
-        num_output_tokens=sum(candidate.num_output_tokens for candidate in output.candidates),
+        num_output_tokens=sum([candidate.num_output_tokens for candidate in candidates]),
+        candidates=tuple(replace(each, text=finish(each.text)[0]) for each in candidates) if several else (),
+        extra=extra,
     )
-    if first.finish_reason in _BROKEN:
-        return replace(counted, error=f"engine_{first.finish_reason or 'error'}: the engine gave the request up")
-    text, extra = finish(first.text)
-    status: Status = "truncated" if first.finish_reason in _UNFINISHED else "ok"
-    several = output.candidates if len(output.candidates) > 1 else ()
-    candidates = tuple(replace(candidate, text=finish(candidate.text)[0]) for candidate in several)
-    return replace(counted, status=status, text=text, extra=extra, candidates=candidates)

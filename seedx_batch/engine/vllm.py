@@ -192,12 +192,10 @@ class VllmEngine:
             self._died = EngineDied(f"vLLM's engine failed in a step: {_reason(error)}")
             raise self._died from error
         self.num_steps += 1
-        if (
-            self._has_process and self._pace is None
-        ):  # it steps on as long as it has requests, whatever this process does meanwhile
+        if self._has_process and self._pace is None:  # it steps on as long as it has requests
             self.last_step = (max(self.last_step[1], self._fed_at), self._told_at)
         else:
-            self.last_step = (called_at, time.monotonic())
+            self.last_step = (called_at, self._told_at if self._has_process else time.monotonic())
         outputs = []
         for output in told:
             flight = self._flights.get(output.request_id)
@@ -222,16 +220,6 @@ class VllmEngine:
         processes.end(self._engine.engine_core)
         self._llm = None
 
-    def _noting_when(self, get_output: Callable[[], Any]) -> Callable[[], Any]:
-        """`get_output` of vLLM's client, which notes when the engine process was done with the step."""
-
-        def noted() -> Any:
-            outputs = get_output()
-            self._told_at = outputs.timestamp
-            return outputs
-
-        return noted
-
     def _output(self, flight: _Flight, output: Any) -> EngineOutput:
         """Our form of vLLM's RequestOutput."""
         num_prompt_tokens, num_cached_tokens = len(output.prompt_token_ids), max(0, output.num_cached_tokens or 0)
@@ -247,6 +235,16 @@ class VllmEngine:
             )
         places = _places(output.outputs[0]) if flight.streams else ()
         return EngineOutput(flight.id, candidates, num_prompt_tokens, num_cached_tokens, places)
+
+    def _noting_when(self, get_output: Callable[[], Any]) -> Callable[[], Any]:
+        """`get_output` of vLLM's client, which notes when the engine process was done with the step."""
+
+        def noted() -> Any:
+            outputs = get_output()
+            self._told_at = outputs.timestamp
+            return outputs
+
+        return noted
 
     def _params(self, params: Params) -> SamplingParams:
         """vLLM's form; made once for params that rows share (a seed belongs to one row), by identity."""

@@ -6,7 +6,7 @@ Must never know the engine, the tokenizer, or the files that rows come from.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seedx_batch.errors import Fault, RowRejected, SpecError
@@ -21,6 +21,12 @@ from seedx_batch.spec import Column, Example, PromptSpec
 Fields = Mapping[str, Any]
 Side = Naming | Column | None
 """A language of the job: fixed, from a column of the row, or not told."""
+
+Turns = list[tuple[str, list[str]]]
+"""The role of each turn, and the pieces of it that stand before, between and behind the text."""
+
+_TEXT = "\0the text\0"
+"""Stands for the text where a prompt is cut; a prompt in which it occurs otherwise is not cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class Prompts:
     _examples: tuple[Example, ...] | None
     _templates: Mapping[str, Template]
     _fixed: Mapping[str, Any]
+    _turns: Turns | None = None
 
     @classmethod
     def build(cls, spec: PromptSpec) -> "Prompts":
@@ -79,7 +86,7 @@ class Prompts:
         has_messages = spec.messages is not None
         text = None if preset.text is None or has_messages else spec.text or preset.text
         examples = None if spec.examples is None else tuple(spec.examples)
-        return cls(
+        prompts = cls(
             is_chat=preset.is_chat,
             text_column=output.column,
             extra_columns=() if output.rest_column is None else (output.rest_column,),
@@ -101,6 +108,7 @@ class Prompts:
                 **_pair_values(preset, examples, source, target),
             },
         )
+        return replace(prompts, _turns=prompts._cut())
 
     def render(self, row: Row) -> Prompt:
         """The row's prompt.
@@ -112,7 +120,7 @@ class Prompts:
         fields = row.fields
         if self._messages is not None:
             return read_messages(_field(fields, self._messages), self._messages)
-        values = self._frame(fields)
+        values = self._frame(fields) if self._turns is None else {}
         if self._text is not None:
             text = _read_text(fields, self._text)
             values["text"] = _one_line(text) if self._preset.one_line else text
@@ -126,7 +134,7 @@ class Prompts:
         """
         if self._text is None:
             return None
-        values = self._frame(row.fields)
+        values = self._frame(row.fields) if self._turns is None else {}
         values["text"] = ""
         return self._fill(values)
 
@@ -167,6 +175,24 @@ class Prompts:
             identity["chat_template"] = {"digest": _digest(self.chat_template), "text": self.chat_template}
         return identity
 
+    def _cut(self) -> Turns | None:
+        """The prompt in pieces, where nothing of it but the text depends on the row: rows are then quickly rendered."""
+        turns = [turn for turn in self._preset.turns if turn.only_with is None or self._fixed[turn.only_with]]
+        sides = (self._source, self._target)
+        if self._text is None or self._templates or any(isinstance(side, Column) for side in sides):
+            return None
+        if any("row" in turn.template.needs or not turn.template.only_writes("text") for turn in turns):
+            return None
+        values = {**self._fixed, "row": {}}
+        try:
+            around = [turn.template.render({**values, "text": ""}) for turn in turns]
+            texts = [turn.template.render({**values, "text": _TEXT}) for turn in turns]
+        except RowRejected:  # every row will be told why
+            return None
+        if any(_TEXT in text for text in around):
+            return None
+        return [(turn.role, text.split(_TEXT)) for turn, text in zip(turns, texts, strict=True)]
+
     def _frame(self, fields: Fields) -> dict[str, Any]:
         """The variables of the preset's templates, except the text."""
         values = {**self._fixed, "row": fields}
@@ -182,6 +208,11 @@ class Prompts:
         return values
 
     def _fill(self, values: Mapping[str, Any]) -> Prompt:
+        if self._turns is not None:
+            text: str = values["text"]
+            if self._preset.is_chat:
+                return [Message(role=role, content=text.join(pieces)) for role, pieces in self._turns]
+            return text.join(self._turns[0][1])
         turns = self._preset.turns
         if not self._preset.is_chat:
             return turns[0].template.render(values)

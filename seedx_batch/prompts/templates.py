@@ -52,7 +52,7 @@ class Template:
         needs: the variables that it reads and does not set.
     """
 
-    __slots__ = ("_compiled", "_where", "needs", "text")
+    __slots__ = ("_compiled", "_tree", "_where", "needs", "text")
 
     def __init__(self, text: str, where: str) -> None:
         tree = _ENVIRONMENT.parse(text)
@@ -61,6 +61,8 @@ class Template:
         self.text = text
         self.needs = frozenset(meta.find_undeclared_variables(tree) - _ENVIRONMENT.globals.keys())
         self._compiled = _ENVIRONMENT.from_string(text)
+        self._compiled.globals = dict(self._compiled.globals)  # jinja copies it for every text; its own kind is slow
+        self._tree = tree
         self._where = where
 
     def render(self, values: Mapping[str, Any]) -> str:
@@ -74,6 +76,23 @@ class Template:
         except Exception as error:  # a template is its author's program: it may raise anything, and it is about one row
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RowRejected("template", f"{self._where}: {reason[:_MAX_REASON]}") from error
+
+    def only_writes(self, name: str) -> bool:
+        """Whether a variable is written as it is wherever it occurs, so that nothing else depends on it."""
+        return _only_writes(self._tree, name)
+
+
+def _only_writes(node: nodes.Node, name: str) -> bool:
+    for child in node.iter_child_nodes():
+        if isinstance(child, nodes.Name) and child.name == name:
+            if not isinstance(node, nodes.Output):
+                return False
+        elif isinstance(child, nodes.Output | nodes.If | nodes.For):
+            if not _only_writes(child, name):
+                return False
+        elif any(inner.name == name for inner in child.find_all(nodes.Name)):  # in a filter, a macro, a set block, ...
+            return False
+    return True
 
 
 def compile_template(text: str, where: str, faults: list[Fault]) -> Template | None:

@@ -20,6 +20,7 @@ from seedx_batch.spec import InputSpec
 
 _EXACT_IN_DOUBLE = 1 << 53
 _INT64 = 1 << 63
+_MAX_SHAPES = 1024
 
 
 class ColumnType(NamedTuple):
@@ -72,16 +73,27 @@ class JsonTypes:
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
         self._kinds: set[tuple[str, object]] = set()
+        # The columns of whole numbers, by the names and types of a record: most records are like one that was there.
+        self._shapes: dict[tuple[object, ...], list[str]] = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Takes a record into account."""
-        kinds = set(zip(record, map(type, record.values()), strict=True))
-        if not kinds <= self._kinds:
-            self._names |= dict.fromkeys(record)
-            self._kinds |= kinds
-        for name, value in record.items():
-            if type(value) is int and not -_EXACT_IN_DOUBLE <= value <= _EXACT_IN_DOUBLE:
-                self._kinds.add((name, "long" if -_INT64 <= value < _INT64 else "huge"))
+        types = tuple(map(type, record.values()))
+        numbers = self._shapes.get((*record, *types))
+        if numbers is None:
+            numbers = self._take(record, types)
+        for name in numbers:
+            if not -_EXACT_IN_DOUBLE <= record[name] <= _EXACT_IN_DOUBLE:
+                self._kinds.add((name, "long" if -_INT64 <= record[name] < _INT64 else "huge"))
+
+    def _take(self, record: Mapping[str, Any], types: tuple[type, ...]) -> list[str]:
+        self._names |= dict.fromkeys(record)
+        self._kinds |= set(zip(record, types, strict=True))
+        if len(self._shapes) >= _MAX_SHAPES:
+            self._shapes.clear()
+        numbers = [name for name, kind in zip(record, types, strict=True) if kind is int]
+        self._shapes[(*record, *types)] = numbers
+        return numbers
 
     def columns(self) -> dict[str, ColumnType]:
         """The columns in the order in which they were first met."""

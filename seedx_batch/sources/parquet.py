@@ -115,6 +115,16 @@ class TableFile:
                 error = errors.get(place)
                 yield (0, ArrowFields(batch, place), None) if error is None else (0, {}, error)
 
+    def values(self, name: str) -> Iterator[list[Any]]:
+        """A column's values from the file's present place on, some rows at a time; None where a row cannot be read.
+
+        Raises:
+            InputError: a page cannot be read.
+        """
+        while self._load(self._row):
+            yield self._batch.values(name)[self._row - self._start :]
+            self._row = self._end
+
     def seek(self, row: int, byte: int) -> None:
         """Goes to a row; there a new `records` begins."""
         group = bisect_right(self._group_ends, row)

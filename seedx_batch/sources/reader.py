@@ -82,7 +82,11 @@ class Reader:
 
 def id_text(fields: Mapping[str, Any], column: str | None) -> str | None:
     """What a record's id column says, as text; None where that is nothing."""
-    value = None if column is None else fields.get(column)
+    return None if column is None else as_id(fields.get(column))
+
+
+def as_id(value: Any) -> str | None:
+    """A value as the id of a row; None where it is nothing."""
     if value is None or isinstance(value, str):
         return value or None
     if isinstance(value, bytes):

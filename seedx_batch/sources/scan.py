@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +16,7 @@ from seedx_batch.sources.columns import STRING, CarriedColumn, ColumnType, JsonT
 from seedx_batch.sources.files import InputFile, Tap, format_of, parquet_digest
 from seedx_batch.sources.ids import IdCounter
 from seedx_batch.sources.parquet import TableFile
-from seedx_batch.sources.reader import Reader, id_text
+from seedx_batch.sources.reader import Reader, as_id, id_text
 from seedx_batch.sources.text import TextFile
 from seedx_batch.spec import InputSpec
 
@@ -123,13 +122,19 @@ class _Scanner:
             column = id_column(self._spec, types)
             if column in types:
                 with TableFile(path, only=[column]) as file:
-                    for _, fields, _ in islice(file.records(), num_rows):
-                        self._count_id(fields, column)
+                    num_seen = 0
+                    for values in file.values(column):
+                        texts = (as_id(value) for value in values[: num_rows - num_seen])
+                        self._ids.add([text for text in texts if text is not None])
+                        num_seen += len(values)
+                        if num_seen >= num_rows:
+                            break
         known = InputFile(str(path), "parquet", num_rows, status.st_size, status.st_mtime_ns, parquet_digest(path))
         self._cut(known, [0] * -(-num_rows // self._rows_per_shard))
 
     def _take_text(self, path: Path, format: str) -> None:
         starts: list[int] = []
+        ids: list[str] = []
         num_rows = 0
         column = self._spec.id or "id"
         with Tap(path) as tap, TextFile(path, format, tap) as file:
@@ -144,17 +149,17 @@ class _Scanner:
                 else:
                     if file.columns is None:
                         self._json_types.add(fields)
-                    self._count_id(fields, column)
+                    text = id_text(fields, column)
+                    if text is not None:
+                        ids.append(text)
                 num_rows += 1
                 if num_rows % _ROWS_PER_CALL == 0:
+                    self._ids.add(ids)
+                    ids.clear()
                     self._on_rows(self._num_rows + num_rows)
+            self._ids.add(ids)
             known = InputFile(str(path), format, num_rows, tap.status.st_size, tap.status.st_mtime_ns, tap.digest())
         self._cut(known, starts)
-
-    def _count_id(self, fields: Mapping[str, Any], column: str) -> None:
-        text = id_text(fields, column)
-        if text is not None:
-            self._ids.add(text)
 
     def _cut(self, file: InputFile, starts: list[int]) -> None:
         self._files.append(file)

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -28,7 +28,9 @@ Record = tuple[int, Mapping[str, Any], str | None]
 _MAX_NESTING = 400
 """Levels of JSON that can be written again whatever the depth of the caller's stack."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
+"""Bytes that are read at a time: few enough to stay in the processor's cache until they are parsed."""
+
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -124,6 +126,25 @@ class _Lines:
             self._fail(error)
         return line.removeprefix(codecs.BOM_UTF8) if start == 0 else line
 
+    def peek(self) -> bytes:
+        """The lines that are at hand without reading on, whole, with their ends; empty where there is none.
+
+        The place does not change: whoever goes elsewhere half-way through them need not read a compressed file anew.
+
+        Raises:
+            InputError: the file cannot be read any further.
+        """
+        try:
+            block = self._stream.peek()
+        except (OSError, pa.ArrowException) as error:
+            self._fail(error)
+        return block[: block.rfind(b"\n") + 1]
+
+    def advance(self, num_bytes: int) -> None:
+        """Passes over so much of what `peek` gave."""
+        self._stream.read(num_bytes)
+        self.offset += num_bytes
+
     def seek(self, offset: int) -> None:
         """Goes to a place; a compressed file is read forward, from its beginning only to go back."""
         try:
@@ -166,15 +187,48 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
     """Every line is a record, but for those of whitespace only."""
     while True:
         start = lines.offset
-        try:
-            line = lines.read()
+        block = lines.peek()
+        if not block:  # the end of the buffer, the last line, or one that is longer than the buffer
+            try:
+                line = lines.read()
+            except _Unreadable as error:
+                yield start, {}, str(error)
+                continue
             if not line:
                 return
-            line = line.strip()
-            if line:
-                yield start, _parse_object(line), None
+            yield from _json_record(start, line)
+            continue
+        for line in block[:-1].split(b"\n"):
+            try:
+                text = line.decode()
+                value, end = _scan(text, 0)
+            except (ValueError, StopIteration, RecursionError):
+                yield from _json_record(start, line)
+            else:
+                is_whole = end == len(text) or not text[end:].strip(" \t\r")
+                if is_whole and type(value) is dict and _is_plain(text):
+                    yield start, value, None
+                else:
+                    yield from _json_record(start, line)
+            start += len(line) + 1
+        lines.advance(len(block))
+
+
+def _json_record(start: int, line: bytes) -> Iterator[Record]:
+    """What a line is that needs a closer look: a record, an error, or nothing."""
+    line = (line.removeprefix(codecs.BOM_UTF8) if start == 0 else line).strip()
+    if line:
+        try:
+            yield start, _parse_object(line), None
         except _Unreadable as error:
             yield start, {}, str(error)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether the text of an object can hold neither half a surrogate pair nor too many levels."""
+    return ("\\u" not in text or not _SURROGATE.search(text)) and (
+        len(text) <= 2 * _MAX_NESTING or text.count("[") + text.count("{") <= _MAX_NESTING
+    )
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
@@ -219,7 +273,10 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).raw_decode
+_decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
+_decode = _decoder.raw_decode
+_scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignore[attr-defined]  # not in typeshed
+"""`_decode` without its frame: StopIteration where no value begins."""
 _JSON_NAMES = {
     list: "a list",
     str: "a string",

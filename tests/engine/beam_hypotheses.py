@@ -1,4 +1,4 @@
-"""A program for test_beam.py: the hypotheses that one system gives for prompts.
+"""A program for test_beam_references.py: the hypotheses that one system gives for prompts.
 
 usage: beam_hypotheses.py SYSTEM MODEL CACHE < {"prompts": [[token id, ...], ...], "decoding": {...}, ...}
 SYSTEM is ours, separate (ours, the engine in a process of its own), vllm or transformers. Prints one JSON object as its
@@ -9,12 +9,13 @@ how near the search came to a tie, and what the engine did.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from seedx_batch import platforms
+from seedx_batch.ahead import Ahead
 from seedx_batch.decoding import Admitted
 from seedx_batch.decoding.beam import BeamDecoder, Ends, Search
 from seedx_batch.engine import Engine
@@ -49,10 +50,13 @@ class Texts:
     def put(self, completion: Completion) -> None:
         self.completions[completion.key.position] = completion
 
-    def save(self) -> None:
-        pass
+    def save(self, then: Callable[[], None]) -> None:
+        then()
 
     def publish_full(self) -> None:
+        pass
+
+    def wait(self) -> None:
         pass
 
 
@@ -88,8 +92,9 @@ def ours(model: Path, cache: Path, asked: dict[str, Any], *, separate: bool) -> 
             yield Row(RowKey(0, position), str(position), {})
 
     loop = Loop(
-        rows=rows(),
-        start=lambda row: Admitted(decoders[row.key.position], [], {}, spec.beam_width),
+        ahead=Ahead(
+            rows(), lambda row: Admitted(decoders[row.key.position], [], {"max_tokens": 1}, spec.beam_width), 1
+        ),
         engine=engine,
         shelf=texts,
         window=engine.max_num_seqs,

@@ -41,7 +41,7 @@ def test_jsonl_comes_back(
     folder: Path, records: list[dict[str, Any]], rows_per_shard: int, ending: str, ascii_only: bool, blank: bool
 ) -> None:
     """Any objects written as JSONL, with empty lines or without, come back equal and in order, cut anywhere."""
-    gap = "\n \t\r\n" if blank else "\n"
+    gap = "\r\n \t\r\n" if blank else "\n"
     content = gap.join(json.dumps(record, ensure_ascii=ascii_only) for record in records)
     found = scan(write(folder / f"a.jsonl{ending}", content.encode()), rows_per_shard)
     rows = read(found)

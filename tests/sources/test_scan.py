@@ -73,6 +73,8 @@ def test_progress(tmp_path: Path) -> None:
         ([2**53, 2.5], "double"),
         ([2**53 + 1, 2.5], "json"),
         ([2**63], "json"),
+        ([1, 2**63, 1], "json"),
+        ([1, 2**53 + 1, 2.5], "json"),
         ([-(2**63) - 1, 1], "json"),
         ([1, "1"], "json"),
         ([True, 1], "json"),
@@ -358,12 +360,12 @@ def test_many_ids_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 1500 < int(told.split()[1].replace(",", "")) < 5000
     counter = ids.IdCounter()
     for number in range(50_000):
-        counter.add(str(number))
+        counter.add([str(number)])
     assert counter.num_repeated() == 0
     assert counter.sampled_from >= 64
     counter = ids.IdCounter()
     for _ in range(50_000):
-        counter.add("the same")
+        counter.add(["the same"])
     assert counter.num_repeated() == 1
     assert counter.sampled_from == 1
 

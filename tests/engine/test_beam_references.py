@@ -43,9 +43,11 @@ def prompts() -> list[list[int]]:
     return [[1, *draw.choices(range(259, 330), k=draw.randrange(3, 90))] for _ in range(NUM_PROMPTS)]
 
 
-def hypotheses(system: str, model: Path, prompts: list[list[int]], **decoding: Any) -> dict[str, Any]:
+def hypotheses(
+    system: str, model: Path, prompts: list[list[int]], *, engine: dict[str, Any] | None = None, **decoding: Any
+) -> dict[str, Any]:
     """What a system gives, in a process of its own."""
-    asked = {"prompts": prompts, "decoding": {"method": "beam", "num_return": 4, **decoding}}
+    asked = {"prompts": prompts, "decoding": {"method": "beam", "num_return": 4, **decoding}, "engine": engine or {}}
     done = subprocess.run(
         [sys.executable, str(PROGRAM), system, str(model), str(CACHE)],
         input=json.dumps(asked),
@@ -98,3 +100,12 @@ def test_gives_what_vllm_gives(model: Path, prompts: list[list[int]]) -> None:
     assert separate["num_steps"] <= found["num_steps"] + 8
     # A fork computes one token.
     assert found["num_prefilled_tokens"] == sum(map(len, prompts)) + found["num_forks"]
+
+
+def test_gives_the_same_where_room_is_short(model: Path, prompts: list[list[int]]) -> None:
+    """Where the loop admits more than there is room for, vLLM pushes streams out and back, and nothing else changes."""
+    rows = prompts[:24]
+    short = hypotheses("ours", model, rows, max_tokens=20, engine={"kv_cache_memory_bytes": 700_000})
+    plenty = hypotheses("ours", model, rows, max_tokens=20)
+    assert short["num_steps"] > plenty["num_steps"]
+    check_same(short, plenty)
