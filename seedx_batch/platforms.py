@@ -21,7 +21,7 @@ Platform = Literal["ascend", "cuda", "cpu"]
 COMPILE_FROM_S = 1800
 """Jobs of fewer seconds' work run eagerly on a CPU.
 
-Compiling takes one to one and a half minutes at every start, also with its cache, and was measured on two cores to
+Compiling takes a minute and a half at the first start and ten seconds at later ones, and was measured on two cores to
 give 600 output tokens/s instead of 400 with a 135M Llama, and nothing with a 270M Gemma 3: worth it for jobs of half
 an hour and more.
 """

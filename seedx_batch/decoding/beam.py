@@ -136,13 +136,9 @@ class Search:
 
     @property
     def num_likeliest(self) -> int:
-        """Tokens that must be known at each place, so that enough go on however many of them end."""
-        return num_likeliest(self.spec, self.ends.token_ids)
-
-
-def num_likeliest(spec: BeamDecoding, end_token_ids: frozenset[int]) -> int:
-    """As both references have it: of each hypothesis `beam_width` for going on, and as many for every end."""
-    return spec.beam_width * (2 if spec.counts_prompt else max(2, 1 + len(end_token_ids)))
+        """Tokens to be known at each place, as both references have it: enough go on however many of them end."""
+        num_ends = 1 if self.spec.counts_prompt else max(1, len(self.ends.token_ids))
+        return self.spec.beam_width * (1 + num_ends)
 
 
 class BeamDecoder:
