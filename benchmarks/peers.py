@@ -93,9 +93,8 @@ def main() -> None:
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{date.today()}, {told}, {workload.MODEL}, {measuring.machine()}")
     whole, killed = ([record for record in records if record["kind"] == kind] for kind in ("speed", "kill"))
-    print(
-        f"\n{len(SPEED)} rows of {SPEED[0]} tokens, {MAX_NUM_SEQS} sequences:\n\n{speed_table(measuring.quiet(whole, options.most_others))}"
-    )
+    counted = measuring.quiet(whole, options.most_others)
+    print(f"\n{len(SPEED)} rows of {SPEED[0]} tokens, {MAX_NUM_SEQS} sequences:\n\n{speed_table(counted)}")
     print(f"\n{measuring.left_out(whole, options.most_others)}")
     print(f"\n{len(KILLED)} rows, kill -9 when half of the tokens were generated:\n\n{kill_table(killed)}")
     if len({(record["num_output_tokens"], record["num_computed_tokens"]) for record in whole}) > 1:
