@@ -77,6 +77,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="Of the main comparison.")
     parser.add_argument("--other-rounds", type=int, default=1, help="Of each of the others.")
     parser.add_argument("--only", nargs="*", metavar="WORD", help="Only systems whose names have one of these words.")
+    parser.add_argument(
+        "--most-others",
+        type=float,
+        default=0.1,
+        help="Leave out runs in which other processes had more of the machine.",
+    )
     parser.add_argument("--more", action="store_true", help="Add to the rounds that were measured before.")
     options = parser.parse_args()
     if not options.more:
@@ -100,9 +106,10 @@ def main() -> None:
     same = True
     for name in options.shapes:
         shape, seen = shapes()[name], [record for record in records if record["shape"] == name]
-        print(f"\n{shape.title}:\n\n{table(measuring.quiet(seen))}")
-        print(f"\n{measuring.left_out(seen)}")
-        idle = [100 * record["idle_s"] / record["phase_s"] for record in measuring.quiet(seen) if record["idle_s"]]
+        print(f"\n{shape.title}:\n\n{table(measuring.quiet(seen, options.most_others))}")
+        print(f"\n{measuring.left_out(seen, options.most_others)}")
+        ours = [record for record in measuring.quiet(seen, options.most_others) if record["idle_s"]]
+        idle = [100 * record["idle_s"] / record["phase_s"] for record in ours]
         print(f"\nIn ours the engine was idle for {measuring.middle(idle)} % of its phase.")
         same = same and did_the_same(seen, sum(shape.budgets))
     if not same:

@@ -185,19 +185,16 @@ def kept(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-MOST_OTHERS = 0.1
-"""Other processes may have had at most this share of the machine: one that was disturbed more tells no time."""
+def quiet(records: Sequence[dict[str, Any]], most: float) -> list[dict[str, Any]]:
+    """The records of runs during which other processes had at most such a share of the machine."""
+    return [record for record in records if record["others"] <= most]
 
 
-def quiet(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of runs that other processes have not disturbed."""
-    return [record for record in records if record["others"] <= MOST_OTHERS]
-
-
-def left_out(records: Sequence[dict[str, Any]]) -> str:
-    """How many runs were disturbed, in words."""
-    number = len(records) - len(quiet(records))
-    return f"Left out: {number} of {len(records)} runs, in which others had more than {MOST_OTHERS:.0%} of the machine."
+def left_out(records: Sequence[dict[str, Any]], most: float) -> str:
+    """How many runs were disturbed, and how much the others were, in words."""
+    kept = quiet(records, most)
+    others = middle((100 * record["others"] for record in kept), 0)
+    return f"Others had {others} % of the machine; runs left out because it was more: {len(records) - len(kept)}."
 
 
 def middle(values: Iterable[float], digits: int = 1) -> str:

@@ -67,6 +67,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="Of whole runs.")
     parser.add_argument("--kills", type=int, default=1, help="Killed runs of each system.")
     parser.add_argument("--only", nargs="*", metavar="WORD", help="Only systems whose names have one of these words.")
+    parser.add_argument(
+        "--most-others",
+        type=float,
+        default=0.1,
+        help="Leave out runs in which other processes had more of the machine.",
+    )
     parser.add_argument("--more", action="store_true", help="Add to the rounds that were measured before.")
     options = parser.parse_args()
     if not options.more:
@@ -87,10 +93,9 @@ def main() -> None:
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{date.today()}, {told}, {workload.MODEL}, {measuring.machine()}")
     whole, killed = ([record for record in records if record["kind"] == kind] for kind in ("speed", "kill"))
-    print(
-        f"\n{len(SPEED)} rows of {SPEED[0]} tokens, {MAX_NUM_SEQS} sequences:\n\n{speed_table(measuring.quiet(whole))}"
-    )
-    print(f"\n{measuring.left_out(whole)}")
+    counted = measuring.quiet(whole, options.most_others)
+    print(f"\n{len(SPEED)} rows of {SPEED[0]} tokens, {MAX_NUM_SEQS} sequences:\n\n{speed_table(counted)}")
+    print(f"\n{measuring.left_out(whole, options.most_others)}")
     print(f"\n{len(KILLED)} rows, kill -9 when half of the tokens were generated:\n\n{kill_table(killed)}")
     if len({(record["num_output_tokens"], record["num_computed_tokens"]) for record in whole}) > 1:
         sys.exit("the systems did not do the same work: no ratio counts")

@@ -62,10 +62,12 @@ def test_an_orphans_work_is_not_that_of_others(tmp_path: Path) -> None:
 
 
 def test_what_others_disturbed_is_left_out() -> None:
-    """Runs in which others had more than a tenth of the machine do not count, and their number is told."""
+    """Runs in which others had more of the machine than was allowed do not count, and that is told."""
     records = [{"others": 0.02}, {"others": 0.3}, {"others": 0.1}]
-    assert measuring.quiet(records) == [records[0], records[2]]
-    assert measuring.left_out(records).startswith("Left out: 1 of 3 runs")
+    assert measuring.quiet(records, 0.1) == [records[0], records[2]]
+    assert measuring.left_out(records, 0.1) == (
+        "Others had 6 (2 to 10) % of the machine; runs left out because it was more: 1."
+    )
 
 
 def test_medians_come_with_their_spread() -> None:
