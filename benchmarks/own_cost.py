@@ -7,6 +7,7 @@ parquet. Whole processes, interleaved; peak memory is of the whole tree of proce
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import sys
@@ -73,6 +74,12 @@ def is_all(written: Iterable[pa.RecordBatch], rows: Path) -> bool:
         return not lines.readline()
 
 
+def cpu_s() -> float:
+    """Seconds of processors of everything that this process has run and that has ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def own_versions() -> str:
     """What this process, and so seedx-batch and datasets.map, runs on."""
     found = versions_of(Path(sys.executable), ["pyarrow", "datasets"])
@@ -95,12 +102,14 @@ def measure(rows: Path, num_rows: int, systems: list[str], rounds: int) -> dict[
                 python = Path(sys.executable)
                 script = "own.py" if system == "seedx-batch" else "datasets_map.py"
             env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_DEDUP_LOGS": "0"}
+            before = cpu_s()
             ran = measuring.run([python, ECHO / script, rows, folder / "out"], log, env)
             if ran.exit_code:
                 raise SystemExit(f"{system} ended with {ran.exit_code}; see {log}")
+            used = cpu_s() - before
             kept = check(system, folder / "out", rows)
             told = json.loads(log.read_text().splitlines()[-1]) if system == "seedx-batch" else {}
-            found[system].append({"seconds": ran.seconds, "peak": ran.peak_mib, "kept": kept, **told})
+            found[system].append({"seconds": ran.seconds, "cpu": used, "peak": ran.peak_mib, "kept": kept, **told})
             shutil.rmtree(folder)
             print(f"{system}, {num_rows:,} rows, round {number}: {ran.seconds:.1f} s", file=sys.stderr, flush=True)
     return found
@@ -118,6 +127,7 @@ def lines_of(num_rows: int, found: dict[str, list[dict[str, Any]]]) -> list[list
                 measuring.middle(run["seconds"] for run in runs),
                 f"{num_rows / seconds:,.0f}",
                 f"{own / seconds:.2f}",
+                measuring.middle(run["cpu"] for run in runs),
                 measuring.middle((run["peak"] for run in runs), 0),
                 "yes" if all(run["kept"] for run in runs) else "no",
             ]
@@ -142,7 +152,7 @@ def main() -> None:
         found = measure(rows, num_rows, systems, options.rounds)
         lines += lines_of(num_rows, found)
         if num_rows > options.most_for_datatrove:
-            lines.append([f"{SLOW}, {num_rows:,} rows", "not run: it takes milliseconds for a row", *["-"] * 4])
+            lines.append([f"{SLOW}, {num_rows:,} rows", "not run: it takes milliseconds for a row", *["-"] * 5])
         costs += [
             [
                 f"{num_rows:,}",
@@ -163,7 +173,7 @@ def main() -> None:
         for package, version in versions_of(FOLDER / name / "bin" / "python", packages).items()
     ]
     print(f"{datetime.now(UTC):%Y-%m-%d}, {measuring.machine()}; {own_versions()}; in their own: {', '.join(versions)}")
-    head = ["whole process", "s", "rows/s", "ours / theirs", "peak MiB", "order kept"]
+    head = ["whole process", "s", "rows/s", "ours / theirs", "CPU s", "peak MiB", "order kept"]
     print("\n" + measuring.table(head, lines))
     print(f"\nseedx-batch alone, microseconds for a row (1 % of 400 rows/s is {TARGET_US}):\n")
     print(measuring.table(["rows", "phase", "elapsed", "CPU"], costs))
