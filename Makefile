@@ -2,6 +2,7 @@
 # `make check` before a commit, `make test` before a push.
 
 PYTHON = "$$(requirements/setup.sh --dev)"
+BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py)
 FAST = -m "not engine and not process and not compat"
 
 .PHONY: setup test check format compat bench lock clean lint types fast
@@ -33,8 +34,11 @@ format: setup
 compat: setup
 	$(PYTHON) tests/compat/run.py $(ARGS)
 
+# Every script of benchmarks/ prints its tables; benchmarks/README.md says how long that takes.
 bench: setup
-	$(PYTHON) benchmarks/scale.py $(ARGS)
+	@failed=0; for script in $(BENCHMARKS); do \
+		printf '\n== %s ==\n' "$$script"; $(PYTHON) "$$script" || failed=1; \
+	done; exit $$failed
 
 lock:
 	requirements/lock.sh

@@ -5,11 +5,14 @@ Must never know what it runs.
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 _SAMPLE_S = 0.1
-_POLL_S = 0.02
+_SAMPLES_PER_TREE = 5  # looking for new processes takes longer than looking at them
+_POLL_S = 0.05
 _GROWTH = 1.01
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -33,12 +37,14 @@ class Run:
         began_at: on the machine's monotonic clock.
         seconds: until the command's own process ended.
         peak_mib: of the whole tree, each shared page counted once (PSS).
+        others: share of the machine's CPU time that went to processes outside the tree.
     """
 
     exit_code: int | None
     began_at: float
     seconds: float
     peak_mib: float
+    others: float
 
 
 def run(
@@ -49,10 +55,11 @@ def run(
     Processes that it leaves behind are killed, so that the next one has the machine to itself.
     """
     _adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what runs is killed then too
     log.parent.mkdir(parents=True, exist_ok=True)
     killed = False
     with log.open("ab") as output:
-        began = time.monotonic()
+        began, busy_before, own_before = time.monotonic(), _machine_busy_s(), own_busy_s()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
         )
@@ -66,7 +73,9 @@ def run(
             seconds = time.monotonic() - began
         finally:
             kill_tree()
-    return Run(None if killed else process.returncode, began, seconds, memory.peak / (1 << 20))
+    others_s = _machine_busy_s() - busy_before - (own_busy_s() - own_before)
+    others = max(0.0, others_s / ((time.monotonic() - began) * (os.cpu_count() or 1)))
+    return Run(None if killed else process.returncode, began, seconds, memory.peak / (1 << 20), others)
 
 
 def kill_tree() -> None:
@@ -75,10 +84,10 @@ def kill_tree() -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in pids:  # those whose parents are gone have become children of this process
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
         time.sleep(0.01)
+    with contextlib.suppress(ChildProcessError):  # there is none left
+        while os.waitpid(-1, os.WNOHANG)[0]:  # those whose parents are gone have become children of this process
+            pass
 
 
 def descendants(root: int) -> list[int]:
@@ -95,6 +104,18 @@ def descendants(root: int) -> list[int]:
         found += below
         todo += below
     return found
+
+
+def _machine_busy_s() -> float:
+    """CPU seconds that this machine has worked since it was started."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def own_busy_s() -> float:
+    """CPU seconds of this process and of all that descended from it and have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 class _Memory:
@@ -119,8 +140,11 @@ class _Memory:
 
     def _watch(self) -> None:
         highest = 0.0
-        while not self._ended.wait(_SAMPLE_S):
-            pids = descendants(os.getpid())
+        for number in itertools.count():
+            if self._ended.wait(_SAMPLE_S):
+                return
+            if number % _SAMPLES_PER_TREE == 0:
+                pids = descendants(os.getpid())
             resident = sum(_resident(pid) for pid in pids)
             if resident > highest * _GROWTH:
                 highest = resident
@@ -159,6 +183,21 @@ def kept(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+MOST_OTHERS = 0.1
+"""Other processes may have had at most this share of the machine: one that was disturbed more tells no time."""
+
+
+def quiet(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of runs that other processes have not disturbed."""
+    return [record for record in records if record["others"] <= MOST_OTHERS]
+
+
+def left_out(records: Sequence[dict[str, Any]]) -> str:
+    """How many runs were disturbed, in words."""
+    number = len(records) - len(quiet(records))
+    return f"Left out: {number} of {len(records)} runs, in which others had more than {MOST_OTHERS:.0%} of the machine."
 
 
 def middle(values: Iterable[float], digits: int = 1) -> str:

@@ -3,6 +3,7 @@
 Must never know the engine or rows; it prints nothing itself.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, models, packaged, plan, status
+from seedx_batch import card, models, packaged, plan, platforms, status
 from seedx_batch.errors import EngineError, Fault, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
@@ -104,7 +105,11 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
                 card.finalize(directory.path)
             return Outcome(f"nothing left to do: all {planned.num_rows:,} rows are done\n{_where(directory)}", 0)
         directory.sweep()
-        code = _watch(directory, planned, spec, lock_fd, progress)
+        settings = None if model.is_simulated else _settings(spec, model, planned)
+        for note in () if settings is None else settings.notes:
+            progress.say(note)
+        environ = {} if settings is None else platforms.missing(settings, os.environ)
+        code = _watch(directory, planned, spec, environ, lock_fd, progress)
         return _outcome(directory, planned, code)
 
 
@@ -133,8 +138,20 @@ def _plan(spec: JobSpec, prompts: Prompts, model: Model, directory: RunDirectory
     return planned
 
 
-def _watch(directory: RunDirectory, planned: Plan, spec: JobSpec, lock_fd: int, progress: View) -> int:
-    """Runs the worker and shows its progress; its exit code. Stop signals are passed on to it."""
+def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSettings:
+    """What the worker's engine will start with: what it wants of the environment it has so from its first moment."""
+    num_tokens = plan.expected_output_tokens(planned, spec)
+    return platforms.settings(spec.model, spec.engine, model.folder, num_tokens, models.cache_folder(), os.environ)
+
+
+def _watch(
+    directory: RunDirectory, planned: Plan, spec: JobSpec, environ: dict[str, str], lock_fd: int, progress: View
+) -> int:
+    """Runs the worker and shows its progress; its exit code. Stop signals are passed on to it.
+
+    Args:
+        environ: what the worker's environment has beside this process's.
+    """
     pending: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -143,7 +160,7 @@ def _watch(directory: RunDirectory, planned: Plan, spec: JobSpec, lock_fd: int, 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
-        worker = LocalWorker.start(directory, lock_fd, spec.executor.grace_s)
+        worker = LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s)
         shown_at, num_stops = 0.0, 0
         while (code := worker.poll()) is None:
             if len(pending) > num_stops:

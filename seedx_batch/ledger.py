@@ -23,6 +23,8 @@ COUNTERS = (
     "num_output_tokens",
     "busy_s",
     "idle_s",
+    "tail_s",
+    "host_s",
     "load_s",
 )
 """What grows within a launch and adds up over launches and ranks."""

@@ -4,38 +4,47 @@ Must never know the job's yaml, vLLM, signals or other workers.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
-from seedx_batch.decoding import Admitted, Decoder
+from seedx_batch.ahead import Ahead, Ready
+from seedx_batch.decoding import Admitted
 from seedx_batch.engine import Engine
 from seedx_batch.errors import RowRejected
-from seedx_batch.records import Completion, Row, RowKey
+from seedx_batch.occupancy import Occupancy
+from seedx_batch.records import Completion, Request, RowKey
 from seedx_batch.twins import Twins
-
-Start = Callable[[Row], Admitted]
 
 _ROWS_PER_STEP = 4
 """Rows begun before a step are at most so many windows: rows that need no engine must not keep it waiting."""
 
 
 class Completions(Protocol):
-    """Where completions go: the shelf, as far as the loop knows it."""
+    """Where completions go: the shelf, as far as the loop knows it. It writes while the engine works."""
 
     def put(self, completion: Completion) -> None:
         """Takes what a row ended as."""
 
-    def save(self) -> None:
-        """Puts everything that was taken on disk."""
+    def save(self, then: Callable[[], None]) -> None:
+        """Begins to put everything that was taken on disk; `then` is called when it is there, by the writing thread."""
 
     def publish_full(self) -> None:
-        """Makes a part of every shard that is full."""
+        """Begins to make a part of every shard that is full."""
+
+    def wait(self) -> None:
+        """Waits until all that was begun is on disk."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """What one launch of a worker has done so far; seconds are of the loop, not of start-up."""
+    """What one launch of a worker has done so far; seconds are of the loop, not of start-up.
+
+    Args:
+        busy_s, idle_s, tail_s: the engine's time, see Occupancy.
+        host_s: what of it this process spent outside the engine's steps.
+    """
 
     num_rows: int = 0
     num_errors: int = 0
@@ -44,8 +53,13 @@ class Counters:
     num_output_tokens: int = 0
     num_in_flight: int = 0
     num_steps: int = 0
+    num_engine_tokens: int = 0
+    num_prefilled_tokens: int = 0
+    num_wasted_tokens: int = 0
     busy_s: float = 0.0
     idle_s: float = 0.0
+    tail_s: float = 0.0
+    host_s: float = 0.0
 
     def count(self, completion: Completion) -> None:
         """Adds one completion; tokens are those that the engine worked for."""
@@ -62,17 +76,15 @@ class Loop:
     """Feeds rows to an engine and puts completions on their shelf.
 
     Args:
-        rows: what is left to do, in order.
-        start: renders, tokenises and admits a row; RowRejected makes it an error row.
-        window: requests in the engine at once; more than it runs at a time, so that its queue is never empty.
+        ahead: what is left to do.
+        window: sequences of rows in the engine at once.
         twins: merges identical requests; None where every row is generated.
         checkpoint_s: finished rows are on disk after at most so many seconds.
         stopping: asked before every step; the seconds that rows in flight still have, or None to go on.
-        on_checkpoint: told the counters after every checkpoint.
+        on_checkpoint: told the counters after every checkpoint, by the thread that has written it.
     """
 
-    rows: Iterator[Row]
-    start: Start
+    ahead: Ahead
     engine: Engine
     shelf: Completions
     window: int
@@ -81,80 +93,145 @@ class Loop:
     stopping: Callable[[], float | None]
     on_checkpoint: Callable[[Counters], None]
     counters: Counters = field(default_factory=Counters)
-    _decoders: dict[RowKey, Decoder] = field(default_factory=dict)
+    _decoders: dict[RowKey, Admitted] = field(default_factory=dict)
+    _held: Ready | None = None
+    _num_sequences: int = 0
+    _num_kv_tokens: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
+    _occupancy: Occupancy = field(init=False)
+    _returned_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._returned_at = time.monotonic()
+        self._occupancy = Occupancy(self.engine.max_num_seqs, since=self._returned_at)
 
     def run(self) -> bool:
         """Whether everything was done; False when it was stopped before."""
-        began = time.monotonic()
-        more = True
-        while more or self._decoders:
+        self._returned_at = self._occupancy.since = time.monotonic()
+        # So that a short job's first rows are ordered too; a long one starts a fraction of a second later for it.
+        self.ahead.read(_ROWS_PER_STEP * self.window)
+        while self.ahead or self._held or self._decoders:
             seconds = self.stopping()
             if seconds is not None and (seconds <= 0 or not self._decoders):
                 break
-            if seconds is None and more:
-                more = self._feed()
-            self._step()
-            self.counters.idle_s = time.monotonic() - began - self.counters.busy_s
+            if seconds is None:
+                self._feed()
+            self._step(rows_left=seconds is None and bool(self.ahead or self._held))
             self._checkpoint_if_due()
             self.shelf.publish_full()
         self.checkpoint()
-        return not more and not self._decoders
+        self.shelf.wait()
+        return not self.ahead and not self._held and not self._decoders
 
     def checkpoint(self) -> None:
-        """Puts every finished row on disk."""
-        self.shelf.save()
+        """Puts every finished row on disk, without waiting for it, and tells the counters when it is there."""
         self.counters.num_in_flight = len(self._decoders)
-        self.on_checkpoint(self.counters)
+        self.counters.num_engine_tokens = self.engine.num_output_tokens
+        self.counters.num_prefilled_tokens = self.engine.num_prefilled_tokens
+        self.counters.busy_s = self._occupancy.busy_s
+        self.counters.idle_s = self._occupancy.idle_s
+        self.counters.tail_s = self._occupancy.tail_s
+        self.shelf.save(partial(self.on_checkpoint, replace(self.counters)))
         self._saved_at = time.monotonic()
 
-    def _feed(self) -> bool:
-        """Fills the window; whether rows are left."""
+    def _feed(self) -> None:
+        """Fills the window."""
         most = _ROWS_PER_STEP * self.window
         for _ in range(most):
-            if self.engine.num_unfinished >= self.window or (self.twins and self.twins.num_waiting >= most):
+            if self._held is not None:
+                if not self._has_room(self._held.admitted):
+                    break
+                held, self._held = self._held, None
+                self._enter(held)
+            if self._num_sequences >= self.window or (self.twins and self.twins.num_waiting >= most):
                 break
-            row = next(self.rows, None)
+            row = self.ahead.next()
             if row is None:
-                return False
-            self._begin(row)
-        return True
+                break
+            if isinstance(row, Completion):
+                self._complete(row)
+            else:
+                self._begin(row)
+        self.ahead.read(self.window)
 
-    def _begin(self, row: Row) -> None:
-        try:
-            if row.error is not None:
-                raise RowRejected(*row.error.split(": ", 1))
-            admitted = self.start(row)
-            if self.twins is not None:
-                twin = self.twins.claim(row.key, admitted.prompt_token_ids, admitted.params)
-                if isinstance(twin, Completion):
-                    self._complete(twin)
-                    return
-                if not twin:
-                    return
-            for request in admitted.decoder.start():
-                self.engine.add(request)
-        except RowRejected as rejection:
-            self._complete(Completion(row.key, "error", error=str(rejection)))
+    def _has_room(self, admitted: Admitted) -> bool:
+        """Whether a row can run beside those in flight; one that needs more than there is runs alone."""
+        return not self._decoders or (
+            self._num_sequences + admitted.num_sequences <= self.window
+            and self._num_kv_tokens + admitted.num_kv_tokens <= self.engine.num_kv_tokens
+        )
+
+    def _begin(self, row: Ready) -> None:
+        if self.twins is not None:
+            twin = self.twins.claim(row.key, row.admitted.prompt_token_ids, row.admitted.params)
+            if isinstance(twin, Completion):
+                self._complete(twin)
+                return
+            if not twin:
+                return
+        if self._has_room(row.admitted):
+            self._enter(row)
         else:
-            self._decoders[row.key] = admitted.decoder
+            self._held = row
 
-    def _step(self) -> None:
-        if not self.engine.num_unfinished:
+    def _enter(self, row: Ready) -> None:
+        key, admitted = row.key, row.admitted
+        try:
+            self._add(admitted.decoder.start())
+        except RowRejected as rejection:
+            self._reject(key, rejection)
             return
-        began = time.monotonic()
+        self._decoders[key] = admitted
+        self._num_sequences += admitted.num_sequences
+        self._num_kv_tokens += admitted.num_kv_tokens
+
+    def _step(self, *, rows_left: bool) -> None:
+        num_unfinished = self.engine.num_unfinished
+        if not num_unfinished:
+            return
+        called_at = time.monotonic()
         outputs = self.engine.step()
-        self.counters.busy_s += time.monotonic() - began
         self.counters.num_steps += 1
+        self.counters.host_s += called_at - self._returned_at
+        self._returned_at = time.monotonic()
+        self._occupancy.stepped(*self.engine.last_step, num_unfinished, rows_left)
         for output in outputs:
-            decoder = self._decoders[output.request_id.row]
-            for request in decoder.advance(output):
-                self.engine.add(request)
+            key = output.request_id.row
+            admitted = self._decoders.get(key)
+            if admitted is None:  # an earlier output of this step has completed the row
+                continue
+            decoder = admitted.decoder
+            wanted = decoder.advance(output)
+            try:
+                self._add(wanted.requests)
+            except RowRejected as rejection:
+                self.engine.abort([*wanted.aborts, *decoder.unfinished])
+                self._leave(key, admitted)
+                self._reject(key, rejection)
+                continue
+            # After the requests, which may begin with what was computed for these.
+            if wanted.aborts:
+                self.engine.abort(wanted.aborts)
             if decoder.completion is not None:
-                del self._decoders[output.request_id.row]
+                self._leave(key, admitted)
                 self._complete(decoder.completion)
 
+    def _add(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.engine.add(request)
+            self._occupancy.sent(time.monotonic())
+
+    def _leave(self, key: RowKey, admitted: Admitted) -> None:
+        del self._decoders[key]
+        self._num_sequences -= admitted.num_sequences
+        self._num_kv_tokens -= admitted.num_kv_tokens
+        self.counters.num_wasted_tokens += admitted.decoder.num_wasted_tokens
+
+    def _reject(self, key: RowKey, rejection: RowRejected) -> None:
+        self._complete(Completion(key, "error", error=str(rejection)))
+
     def _complete(self, completion: Completion) -> None:
+        self.ahead.learn(completion)
         twins = self.twins.settle(completion) if self.twins is not None else []
         for each in (completion, *twins):
             self.counters.count(each)

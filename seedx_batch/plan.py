@@ -18,10 +18,10 @@ from seedx_batch.models import Model
 from seedx_batch.prompts import Prompts
 from seedx_batch.records import Shard
 from seedx_batch.sources import CarriedColumn, InputFile
-from seedx_batch.spec import BeamDecoding, JobSpec, SampleDecoding
+from seedx_batch.spec import BeamDecoding, JobSpec
 
 FORMAT = 1
-BEAM_FAULT = Fault("decoding.method", "beam search is not built yet", "use method: sample")
+_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,19 @@ def make(spec: JobSpec, prompts: Prompts, model: Model, on_rows: Callable[[int],
     )
 
 
+def expected_output_tokens(plan: Plan, spec: JobSpec) -> int:
+    """About how many tokens a job will generate: as many as a row's text is likely to have, at most its budget.
+
+    No more than its order of magnitude is to be relied on: a row's bytes are also other columns, and may be compressed.
+    """
+    most = spec.decoding.max_tokens
+    if spec.decoding.ignore_eos and most.column is None:
+        return plan.num_rows * most.max
+    num_rows = sum(file.num_rows for file in plan.files) or 1
+    per_row = sum(file.num_bytes for file in plan.files) / num_rows / _BYTES_PER_TOKEN
+    return round(plan.num_rows * max(1, min(per_row, most.max)))
+
+
 def facts_of(spec: JobSpec, prompts: Prompts, model: Model, files: tuple[InputFile, ...]) -> dict[str, Any]:
     """Everything that decides the results of a job, as JSON values."""
     facts = spec.results()
@@ -160,7 +173,7 @@ def check_resume(plan: Plan, spec: JobSpec, prompts: Prompts, model: Model) -> N
 
 def completion_schema(spec: JobSpec, prompts: Prompts) -> pa.Schema:
     """The columns of a part that completions fill."""
-    candidates = isinstance(spec.decoding, SampleDecoding) and spec.decoding.n > 1
+    candidates = isinstance(spec.decoding, BeamDecoding) or spec.decoding.n > 1
     text = spec.output.column or prompts.text_column
     return parts.completion_schema(text, prompts.extra_columns, candidates)
 
@@ -180,11 +193,8 @@ def _column_faults(spec: JobSpec, prompts: Prompts, input_columns: tuple[str, ..
     budget = spec.decoding.max_tokens.column
     if budget is not None:
         needed[budget] = "decoding.max_tokens.column"
-    faults = [
+    return [
         Fault(section, f"the input has no column '{column}'", "it has: " + ", ".join(input_columns))
         for column, section in sorted(needed.items())
         if column not in input_columns
     ]
-    if isinstance(spec.decoding, BeamDecoding):
-        faults.append(BEAM_FAULT)
-    return faults

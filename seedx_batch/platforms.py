@@ -14,18 +14,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from seedx_batch.spec import EngineSpec, ModelSpec
+from seedx_batch.spec import BeamDecoding, EngineSpec, JobSpec, ModelSpec
 
 Platform = Literal["ascend", "cuda", "cpu"]
 
-EAGER_ROWS = 20_000
-"""Jobs of fewer rows run eagerly on a CPU.
+COMPILE_FROM_S = 1800
+"""Jobs of fewer seconds' work run eagerly on a CPU.
 
 Compiling takes one to one and a half minutes at every start, also with its cache, and was measured on two cores to
 give 600 output tokens/s instead of 400 with a 135M Llama, and nothing with a 270M Gemma 3: worth it for jobs of half
 an hour and more.
 """
 
+_EAGER_BYTES_PER_S = 54e9
+"""Weights times output tokens that one core gets through a second: two gave 400 tokens/s with the 270 MB of the 135M
+Llama."""
+_UNKNOWN_WEIGHTS = 14e9  # bytes, where the model is not on this machine: 7B in 16 bits
 _CPU_NUM_SEQS = 64
 _CPU_MODEL_LEN = 4096
 _CPU_BLOCK = 128
@@ -36,6 +40,19 @@ _KV_SHARE = 0.4  # of the memory that is free
 _KV_UNKNOWN = 4 << 30  # bytes, where there is no config.json to reckon from
 _PRELOADS = {"tcmalloc": ("libtcmalloc_minimal.so*", "libtcmalloc.so*"), "omp": ("libiomp5.so",)}
 """Libraries by a part of the name of what serves as well: Intel's OpenMP beside GNU's would be one too many."""
+
+_BEAM_ARGS = {
+    # What a fork shares with its stream is copied on the device instead of computed again (engine/forking.py), and
+    # the engine waits for its reader instead of running ahead of it (engine/pacing.py).
+    "kv_transfer_config": {
+        "kv_connector": "ForkConnector",
+        "kv_connector_module_path": "seedx_batch.engine.forking",
+        "kv_role": "kv_both",
+    },
+    "scheduler_cls": "seedx_batch.engine.pacing.PacedScheduler",
+    "async_scheduling": False,
+}
+_LOGPROBS_PER_BEAM = 8  # of each place, enough for seven ends of text; vLLM allows 20 in all unless told otherwise
 
 # A virtual environment's own first: intel-openmp puts its library there.
 _LIBRARIES = [Path(sys.prefix, "lib"), Path(sys.base_prefix, "lib"), Path("/usr/local/lib"), Path("/usr/lib64")]
@@ -66,22 +83,33 @@ def detect(devices: Path = Path("/dev")) -> Platform:
     return "cuda" if has_nvidia and _has_cuda_vllm() else "cpu"
 
 
+def of_job(
+    job: JobSpec, model_folder: Path | None, num_output_tokens: int, cache: Path, environ: Mapping[str, str]
+) -> EngineSettings:
+    """What to start the engine of a job with; see `settings`."""
+    beam_width = job.decoding.beam_width if isinstance(job.decoding, BeamDecoding) else None
+    return settings(job.model, job.engine, model_folder, num_output_tokens, cache, environ, beam_width)
+
+
 def settings(
     spec: ModelSpec,
     engine: EngineSpec,
     model_folder: Path | None,
-    num_rows: int,
+    num_output_tokens: int,
     cache: Path,
     environ: Mapping[str, str],
+    beam_width: int | None = None,
 ) -> EngineSettings:
     """What to start an engine with; a key of the job's `engine` section or a variable that is set already wins.
 
     Args:
         model_folder: where the model lies, if it is on this machine; a snapshot of the hub's cache counts, complete
             or not.
-        num_rows: rows of the whole job rather than of what is left, so that a resumed job computes as it began.
+        num_output_tokens: about so many are expected of the whole job, rather than of what is left, so that a resumed
+            job computes as it began.
         cache: folder for what may be kept between runs.
         environ: this process's environment.
+        beam_width: of a job that decodes by beam search.
     """
     platform = detect() if engine.platform == "auto" else engine.platform
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
@@ -91,13 +119,17 @@ def settings(
         env["HF_HUB_OFFLINE"] = "1"
     given = engine.arguments
     if platform == "cpu":
-        more_env, more_args = _cpu(spec, given, _config(model_folder), num_rows, cache, environ, notes)
+        more_env, more_args = _cpu(spec, given, model_folder, num_output_tokens, cache, environ, notes)
     elif platform == "ascend":
         more_env, more_args = _ascend(given), {}
     else:
         # A forked engine process would inherit this one's threads.
         more_env, more_args = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, {}
     env |= more_env
+    if beam_width is not None:
+        more_args = more_args | _BEAM_ARGS | {"max_logprobs": max(20, _LOGPROBS_PER_BEAM * beam_width)}
+        if _world_size(given) == 1:
+            env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engine and search take turns, so that nothing would overlap
     kept = {name: environ[name] for name in env if name in environ and name != "LD_PRELOAD"}
     notes += [f"{name}={value} was set already and stays" for name, value in kept.items() if env[name] != value]
     return EngineSettings(platform, env | kept, args | more_args | given, tuple(notes))
@@ -131,13 +163,13 @@ def _ascend(given: Mapping[str, Any]) -> dict[str, str]:
 def _cpu(
     spec: ModelSpec,
     given: Mapping[str, Any],
-    config: Mapping[str, Any],
-    num_rows: int,
+    model_folder: Path | None,
+    num_output_tokens: int,
     cache: Path,
     environ: Mapping[str, str],
     notes: list[str],
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    world_size = int(given.get("tensor_parallel_size", 1)) * int(given.get("pipeline_parallel_size", 1))
+    world_size = _world_size(given)
     cpus = _one_per_core(sorted(os.sched_getaffinity(0)))
     env = {
         # Without these an installed torch_npu or vllm-ascend would be loaded, and fail.
@@ -160,6 +192,7 @@ def _cpu(
             "libtcmalloc is not installed (Debian: libtcmalloc-minimal4): slower, and vLLM 0.18 refuses to start"
         )
     args: dict[str, Any] = {"max_num_seqs": _CPU_NUM_SEQS}
+    config = _config(model_folder)
     longest = _longest(config)
     if spec.max_model_len is None and longest is not None:
         args["max_model_len"] = min(longest, _CPU_MODEL_LEN)
@@ -169,15 +202,26 @@ def _cpu(
         "VLLM_CPU_KVCACHE_SPACE"
     ):
         num_tokens = spec.max_model_len or args.get("max_model_len", _CPU_MODEL_LEN)
-        size = _kv_bytes(config, spec.dtype, num_tokens, int(given.get("max_num_seqs", _CPU_NUM_SEQS)))
+        size = _kv_bytes(config, spec.dtype, num_tokens, int(given.get("max_num_seqs") or _CPU_NUM_SEQS))
         args["kv_cache_memory_bytes"] = size
         notes.append(f"{size / (1 << 30):.1f} GiB of memory for keys and values")
         if _vllm_version() < (0, 23):  # reads only this variable on a CPU
             env["VLLM_CPU_KVCACHE_SPACE"] = str(-(-size // (1 << 30)))
-    if not {"enforce_eager", "compilation_config"} & given.keys() and num_rows < EAGER_ROWS:
-        args["enforce_eager"] = True
-        notes.append(f"not compiled: that pays only from about {EAGER_ROWS:,} rows (engine.enforce_eager decides)")
+    if not {"enforce_eager", "compilation_config"} & given.keys():
+        work_s = num_output_tokens * _weight_bytes(model_folder) / (_EAGER_BYTES_PER_S * len(cpus))
+        told = f"about {num_output_tokens:,} output tokens, some {_span(work_s)} of work here"
+        if work_s < COMPILE_FROM_S:
+            args["enforce_eager"] = True
+            notes.append(
+                f"not compiled: {told}, and it pays from {_span(COMPILE_FROM_S)} (engine.enforce_eager decides)"
+            )
+        else:
+            notes.append(f"compiled, which takes a minute or two: {told} (engine.enforce_eager decides)")
     return env, args
+
+
+def _world_size(given: Mapping[str, Any]) -> int:
+    return int(given.get("tensor_parallel_size") or 1) * int(given.get("pipeline_parallel_size") or 1)
 
 
 def _kv_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int, max_num_seqs: int) -> int:
@@ -206,6 +250,20 @@ def _config(folder: Path | None) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text: dict[str, Any] = tree.get("text_config") or tree
     return text
+
+
+def _weight_bytes(folder: Path | None) -> float:
+    """The size of the model's weights; a usual one where they are not here."""
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")] if folder else []
+    return float(sum(path.stat().st_size for path in files)) or _UNKNOWN_WEIGHTS
+
+
+def _span(seconds: float) -> str:
+    """A time for a person, roughly."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size or (seconds >= size and unit == "min"):
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
 
 
 def _longest(config: Mapping[str, Any]) -> int | None:

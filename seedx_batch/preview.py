@@ -3,15 +3,17 @@
 Must never import torch, transformers or vLLM: a plan is looked at in a second.
 """
 
+import os
 from collections.abc import Mapping
 from itertools import chain, islice
 from typing import Any
 
-from seedx_batch import launch, ledger, models, plan
+from seedx_batch import launch, ledger, models, plan, platforms
 from seedx_batch.decoding.budget import Budget
 from seedx_batch.errors import RowRejected
 from seedx_batch.models import Model
 from seedx_batch.plan import Plan
+from seedx_batch.platforms import EngineSettings
 from seedx_batch.prompts import Prompts
 from seedx_batch.records import Prompt
 from seedx_batch.rundir import RunDirectory
@@ -57,8 +59,11 @@ def preview(spec: JobSpec, *, engine_config: bool = False) -> dict[str, Any]:
         "sample": sample,
         "estimate": _estimate(spec, directory, num_left),
     }
-    if engine_config:
-        shown["engine_config"] = _engine_config(spec, model, planned.num_rows)
+    if not model.is_simulated:
+        settings = _settings(spec, model, planned)
+        shown["notes"] = list(settings.notes)
+        if engine_config:
+            shown["engine_config"] = _engine_config(settings)
     return shown
 
 
@@ -129,21 +134,22 @@ def _estimate(spec: JobSpec, directory: RunDirectory, num_left: int) -> dict[str
     trials = sorted(directory.path.parent.glob(f"{directory.path.name}-limit-*"))
     for measured in (directory, *(RunDirectory(path) for path in reversed(trials))):
         totals: Mapping[str, float] = ledger.totals(measured.ledgers)
-        seconds = totals.get("busy_s", 0) + totals.get("idle_s", 0)
+        seconds = totals.get("busy_s", 0) + totals.get("idle_s", 0) + totals.get("tail_s", 0)
         if seconds and totals.get("num_rows"):
             rate = totals["num_rows"] / seconds
             return {"rows_per_s": round(rate, 3), "hours": round(num_left / rate / 3600, 3), "from": str(measured.path)}
     return None
 
 
-def _engine_config(spec: JobSpec, model: Model, num_rows: int) -> dict[str, Any]:
-    import os
+def _settings(spec: JobSpec, model: Model, planned: Plan) -> EngineSettings:
+    num_tokens = plan.expected_output_tokens(planned, spec)
+    return platforms.of_job(spec, model.folder, num_tokens, models.cache_folder(), os.environ)
 
-    from seedx_batch import platforms
+
+def _engine_config(settings: EngineSettings) -> dict[str, Any]:
     from seedx_batch.engine.config_probe import probe
 
-    settings = platforms.settings(spec.model, spec.engine, model.folder, num_rows, models.cache_folder(), os.environ)
-    return {"platform": settings.platform, "notes": list(settings.notes), **probe(settings.args, settings.env)}
+    return {"platform": settings.platform, **probe(settings.args, settings.env)}
 
 
 def as_text(shown: Mapping[str, Any]) -> str:
@@ -189,6 +195,7 @@ def as_text(shown: Mapping[str, Any]) -> str:
         lines.append("time       no measured rate yet: try --limit 100 first")
     if sample["first_prompt"] is not None:
         lines.append(f"first prompt:\n{_indent(_text(sample['first_prompt']))}")
+    lines += [f"engine     {note}" for note in shown.get("notes", ())]
     lines += _config_lines(shown.get("engine_config"))
     return "\n".join(lines)
 

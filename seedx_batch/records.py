@@ -67,16 +67,24 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing asked of the engine."""
+    """One thing asked of the engine.
+
+    Args:
+        streams: answered token by token, with the likeliest tokens of every place, rather than once.
+        fork_of: a streaming request with the same tokens but for the last one, which is still unfinished or was given
+            up since the last step: the engine may begin with what it has computed for that one.
+    """
 
     id: RequestId
     prompt_token_ids: list[int]
     params: Params
+    streams: bool = False
+    fork_of: RequestId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One generated text; `score` is the engine's cumulative log-probability where it was asked for."""
+    """One generated text; `score` is its log-probability where that was asked for, of a beam divided by its length."""
 
     text: str
     finish_reason: str | None
@@ -84,14 +92,28 @@ class Candidate:
     score: float | None = None
 
 
+class Place(NamedTuple):
+    """One place of a streaming request's output: the token there, and the likeliest ones with log-probabilities."""
+
+    token_id: int
+    likeliest: list[tuple[int, float]]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
-    """What the engine answers to one request, when it is finished; candidates in the engine's order."""
+    """What the engine answers to one request.
+
+    Args:
+        candidates: in the engine's order; empty as long as a streaming request goes on.
+        num_cached_tokens: of the prompt, those that were not computed again.
+        places: of a streaming request, those since its last answer.
+    """
 
     request_id: RequestId
     candidates: tuple[Candidate, ...]
     num_prompt_tokens: int
     num_cached_tokens: int
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

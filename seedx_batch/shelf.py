@@ -1,11 +1,13 @@
 """The open shards of one worker: rows to do come out, completions go in, journals and parts are written.
 
-Must never know the engine, prompts, or how a completion came about.
+A thread of its own writes, so that no engine waits for a disk; an open shard is this module's until it is full, and the
+thread's alone from then on. Must never know the engine, prompts, or how a completion came about.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
 
@@ -15,6 +17,7 @@ from seedx_batch.parts import Footer, OpenShard
 from seedx_batch.records import Completion, Row, Shard
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.sources import CarriedColumn, Reader, carry
+from seedx_batch.writer import Writer
 
 _ROWS_PER_BATCH = 256
 
@@ -59,6 +62,7 @@ class Shelf:
         self._reader = reader
         self._imprint = imprint
         self._open: dict[int, _Place] = {}
+        self._writer = Writer()
         self.num_resumed = 0
 
     def rows(self) -> Iterator[Row]:
@@ -78,31 +82,53 @@ class Shelf:
         """Takes what a row ended as."""
         self._open[completion.key.shard].shard.complete(completion)
 
-    def save(self) -> None:
-        """Puts every completion that is not on disk yet into its shard's journal.
+    def save(self, then: Callable[[], None]) -> None:
+        """Begins to put every completion that is not on disk yet into its shard's journal.
+
+        Args:
+            then: called by the writing thread when they are there.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: something before it could not be written.
         """
-        for place in self._open.values():
-            unsaved = place.shard.take_unsaved()
-            if unsaved:
-                place.journal.append(parts.to_batch(unsaved, self._imprint.completion))
+        unsaved = [(place.journal, place.shard.take_unsaved()) for place in self._open.values()]
+
+        def append() -> None:
+            for journal, completions in unsaved:
+                if completions:
+                    journal.append(parts.to_batch(completions, self._imprint.completion))
+            then()
+
+        self._writer.begin(append)
 
     def publish_full(self) -> None:
-        """Makes a part of every shard that is full.
+        """Begins to make a part of every shard that is full.
+
+        Raises:
+            StorageError: something before it could not be written.
+        """
+        for index in [index for index, place in self._open.items() if place.shard.is_full]:
+            self._writer.begin(partial(self._publish, self._open.pop(index)))
+
+    def wait(self) -> None:
+        """Waits until everything that was begun is on disk.
 
         Raises:
             StorageError: it cannot be written.
         """
-        for index in [index for index, place in self._open.items() if place.shard.is_full]:
-            place = self._open.pop(index)
-            final = self._run.part(index, self._imprint.num_shards)
-            temporary = self._run.temporary(final.name)
-            parts.write_part(temporary, place.shard.table(), self._footer(place))
-            # If another worker was first, its part is as whole as this one.
-            self._run.publish(temporary, final)
-            place.journal.remove()
+        self._writer.wait()
+
+    def close(self) -> None:
+        """Ends the thread; what was begun is on disk then, or has failed."""
+        self._writer.close()
+
+    def _publish(self, place: _Place) -> None:
+        final = self._run.part(place.shard.shard.index, self._imprint.num_shards)
+        temporary = self._run.temporary(final.name)
+        parts.write_part(temporary, place.shard.table(), self._footer(place))
+        # If another worker was first, its part is as whole as this one.
+        self._run.publish(temporary, final)
+        place.journal.remove()
 
     def _take(self, shard: Shard) -> tuple[_Place, frozenset[int]]:
         """Opens a shard with what its journal holds; the positions of its rows that have ended."""

@@ -209,19 +209,45 @@ class SampleDecoding(Section):
 
 
 class BeamDecoding(Section):
-    """Beam search; its place in a job."""
+    """Beam search in the words, and with the meaning, of transformers' `generate(num_beams=...)`."""
 
     method: Literal["beam"]
-    beam_width: int = Field(4, ge=1)
-    max_tokens: MaxTokens = MaxTokens(max=512)
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    num_return: int = Field(1, ge=1)
-    stop: list[str] = []
-    seed: int = 0
+    beam_width: int = Field(4, ge=1, le=64, description="Hypotheses that go on at the same time (num_beams).")
+    max_tokens: MaxTokens = Field(MaxTokens(max=512), description="A number, or {max, ratio, plus}, or {max, column}.")
+    length_penalty: float = Field(1.0, description="A score is the log-probability divided by length ** this.")
+    length_normalizer: Literal["output", "sequence"] = Field(
+        "output",
+        description="Which length: output, as transformers; sequence, prompt and output, as vLLM's LLM.beam_search.",
+    )
+    early_stopping: bool | Literal["never"] = Field(
+        False,
+        description="A row ends with beam_width ended hypotheses: true, at once; false, when the best live one scores "
+        "no better at its length now; never, when none can at any length.",
+    )
+    num_return: int = Field(1, ge=1, description="The best so many go to the column `candidates`.")
+    stop: list[str] = Field([], description="Beside the preset's own stop strings.")
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    dedup: bool = Field(True, description="Answer identical requests once.")
 
     _budget = field_validator("max_tokens", mode="before")(_as_budget)
     _stops = field_validator("stop", mode="before")(_as_list)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "BeamDecoding":
+        if self.num_return > self.beam_width:
+            raise ValueError("num_return is more than beam_width; there are no more hypotheses")
+        return self
+
+    @property
+    def counts_prompt(self) -> bool:
+        """Whether hypotheses are ranked and ended as `LLM.beam_search` does, which counts the prompt's tokens too."""
+        return self.length_normalizer == "sequence"
+
+    @property
+    def merges(self) -> bool:
+        """Whether identical requests are answered once."""
+        return self.dedup
 
 
 class OutputSpec(Section):
@@ -241,9 +267,8 @@ class EngineSpec(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What was given of vLLM's EngineArgs."""
-        given = self.model_dump(exclude={"platform"})
-        return {name: value for name, value in given.items() if value is not None}
+        """What was given of vLLM's EngineArgs; null is vLLM's own default rather than the platform's."""
+        return self.model_dump(exclude={"platform"}, exclude_unset=True)
 
 
 class ExecutorSpec(Section):

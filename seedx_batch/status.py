@@ -33,6 +33,7 @@ class Status:
         num_done: rows in parts and journals.
         num_output_tokens: what engines have generated for finished rows, over all launches.
         num_in_flight: requests in the engine at the last checkpoint.
+        busy_s, idle_s, tail_s: how the engines' time was used, see occupancy.py; host_s: what workers did beside.
         stats: of the committed parts; None where it was not asked for.
         failure: what ended the last launch, and its exit code.
     """
@@ -48,6 +49,8 @@ class Status:
     num_output_tokens: int
     busy_s: float
     idle_s: float
+    tail_s: float
+    host_s: float
     load_s: float
     stats: TokenStats | None = None
     failure: tuple[str, int] | None = None
@@ -60,13 +63,17 @@ class Status:
     def as_text(self) -> str:
         """The status for a person."""
         share = 100 * self.num_done / self.num_rows if self.num_rows else 100.0
-        rate = self.num_output_tokens / (self.busy_s + self.idle_s) if self.busy_s + self.idle_s else 0.0
+        running_s = self.busy_s + self.idle_s + self.tail_s
+        rate, idle, tail = (
+            value / running_s if running_s else 0.0
+            for value in (self.num_output_tokens, 100 * self.idle_s, 100 * self.tail_s)
+        )
         lines = [
             f"{self.name}: {self.phase}",
             f"rows      {self.num_done:,} of {self.num_rows:,} ({share:.1f} %), {self.num_in_flight} in flight",
             f"shards    {self.num_committed:,} of {self.num_shards:,} committed",
             f"engine    {self.num_output_tokens:,} output tokens, {rate:,.1f} a second; "
-            f"loading {self.load_s:,.0f} s, stepping {self.busy_s:,.0f} s, between steps {self.idle_s:,.0f} s",
+            f"loading {self.load_s:,.0f} s, running {running_s:,.0f} s: engine idle {idle:.1f} %, tail {tail:.1f} %",
         ]
         if self.stats is not None and self.stats.num_rows:
             flat = self.stats.flat()
@@ -125,6 +132,8 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
         num_output_tokens=int(totals.get("num_output_tokens", 0)),
         busy_s=float(totals.get("busy_s", 0)),
         idle_s=float(totals.get("idle_s", 0)),
+        tail_s=float(totals.get("tail_s", 0)),
+        host_s=float(totals.get("host_s", 0)),
         load_s=float(totals.get("load_s", 0)),
         failure=failure,
     )

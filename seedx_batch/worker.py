@@ -5,29 +5,34 @@ Must never know other workers, or who started it.
 
 import ctypes
 import gc
+import logging
 import os
 import signal
 import sys
 import time
 import traceback
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 from seedx_batch import __version__, identity, models, platforms
+from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
-from seedx_batch.errors import EngineDied, SeedxBatchError, SpecError, Stopped
+from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped
 from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger
 from seedx_batch.loop import Loop
 from seedx_batch.models import Model
-from seedx_batch.plan import BEAM_FAULT, Plan, completion_schema, part_schema
+from seedx_batch.plan import Plan, completion_schema, expected_output_tokens, part_schema
 from seedx_batch.prompts import Prompts
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.shelf import Imprint, Shelf
 from seedx_batch.sources import Reader
 from seedx_batch.spec import JobSpec, SampleDecoding, parse
 from seedx_batch.twins import Twins
+
+_log = logging.getLogger(__name__)
 
 PARENT = "SEEDX_BATCH_PARENT"
 """Environment variable by which a worker knows the process that it must not outlive."""
@@ -69,6 +74,7 @@ def work(path: Path, rank: int, world_size: int) -> int:
         The exit code; what went wrong is in the ledger and the log.
     """
     _end_with_parent()
+    _log.setLevel(logging.INFO)
     run = RunDirectory(path)
     ledger = Ledger(run.ledger(rank))
     try:
@@ -89,7 +95,7 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
     shards = plan.todo(run.committed())[rank::world_size]
     model = models.resolve(spec.model, fetch=True)
-    settings = None if model.is_simulated else _settings(spec, model, plan.num_rows)
+    settings = None if model.is_simulated else _settings(spec, model, expected_output_tokens(plan, spec))
     stop = StopSignals(spec.executor.grace_s)
     ledger.write("started", pid=os.getpid(), **({} if settings is None else asdict(settings)))
     prompts = Prompts.build(spec.prompt)
@@ -111,18 +117,21 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
             worker=f"rank-{rank:05d}",
             versions=versions,
         )
-        with Reader(plan.files, plan.id_column) as reader:
-            return _loop(spec, prompts, engine, Shelf(run, shards, reader, imprint), ledger, stop)
+        with Reader(plan.files, plan.id_column) as reader, closing(Shelf(run, shards, reader, imprint)) as shelf:
+            return _loop(spec, prompts, engine, shelf, ledger, stop)
     finally:
         engine.close()
 
 
-def _settings(spec: JobSpec, model: Model, num_rows: int) -> platforms.EngineSettings:
-    settings = platforms.settings(spec.model, spec.engine, model.folder, num_rows, models.cache_folder(), os.environ)
+def _settings(spec: JobSpec, model: Model, num_output_tokens: int) -> platforms.EngineSettings:
+    settings = platforms.of_job(spec, model.folder, num_output_tokens, models.cache_folder(), os.environ)
     absent = platforms.missing(settings, os.environ)
     if absent:
         # Preloads and thread settings count only from a process's first moment, so it begins again with them.
+        # A launch has set them before already.
         os.execve(sys.executable, [sys.executable, "-m", "seedx_batch", *sys.argv[1:]], {**os.environ, **absent})
+    for note in settings.notes:
+        _log.info("%s", note)
     return settings
 
 
@@ -138,14 +147,12 @@ def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: P
 
 
 def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger: Ledger, stop: StopSignals) -> bool:
-    if not isinstance(spec.decoding, SampleDecoding):
-        raise SpecError(BEAM_FAULT)
     loop = Loop(
-        rows=shelf.rows(),
-        start=Intake(prompts, spec.decoding, engine),
+        ahead=Ahead(shelf.rows(), Intake(prompts, spec.decoding, engine), num_rows_ahead(engine.max_num_seqs)),
         engine=engine,
         shelf=shelf,
-        window=_WINDOWS * engine.max_num_seqs,
+        # Beams would push one another out of a queue, so what they take in runs at once.
+        window=(_WINDOWS if isinstance(spec.decoding, SampleDecoding) else 1) * engine.max_num_seqs,
         twins=Twins() if spec.decoding.merges else None,
         checkpoint_s=spec.executor.checkpoint_s,
         stopping=stop.seconds_left,
@@ -155,6 +162,7 @@ def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger:
         return loop.run()
     except EngineDied:
         loop.checkpoint()
+        shelf.wait()
         raise
 
 

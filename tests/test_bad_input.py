@@ -71,7 +71,7 @@ def test_a_truncated_parquet(tmp_path: Path, refused: Refused) -> None:
         ({"prompt": {"chat_template": "no.jinja"}}, "chat_template"),
         ({"model": {"name": "/no/such/model"}}, "there is no folder '/no/such/model'"),
         ({"model": {"name": "package:gema"}}, "gema"),
-        ({"decoding": {"method": "beam"}}, "beam search is not built yet"),
+        ({"decoding": {"method": "beam", "max_tokens": {"column": "budget", "max": 9}}}, "no column 'budget'"),
     ],
 )
 def test_jobs_that_do_not_suit_their_input(
@@ -81,7 +81,7 @@ def test_jobs_that_do_not_suit_their_input(
     rows = write_rows(tmp_path / "rows.jsonl", ["a"])
     job = write_job(tmp_path, rows, **sections)
     if sections.get("decoding", {}).get("method") == "beam":
-        job.write_text(json.dumps(json.loads(job.read_text()) | {"decoding": {"method": "beam"}}))
+        job.write_text(json.dumps(json.loads(job.read_text()) | {"decoding": sections["decoding"]}))
     refused(job, 78, told)
     assert not list((tmp_path / "run").glob("data/*"))
 

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
     {"errors", "records", "languages"},
-    {"stats", "spec", "prompts", "identity", "durable"},
+    {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer"},
     {"sources", "rundir", "journal", "parts", "ledger", "platforms", "packaged", "models", "engine", "decoding"},
-    {"plan", "shelf", "twins", "intake"},
+    {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop"},
     {"worker"},
     {"executors", "status", "card"},

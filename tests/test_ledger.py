@@ -102,6 +102,8 @@ def test_totals_add_up_launches_and_ranks(tmp_path: Path) -> None:
         "num_output_tokens": 1800,
         "busy_s": 9.0,
         "idle_s": 1.5,
+        "tail_s": 0,
+        "host_s": 0,
         "load_s": 15.0,
     }
 

@@ -1,18 +1,22 @@
 """The loop, with the simulated engine and a shelf that only remembers."""
 
 import itertools
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.decoding import Admitted
+from seedx_batch.decoding.beam import BeamDecoder, Ends, Search
 from seedx_batch.decoding.sample import SampleDecoder
 from seedx_batch.engine.simulated import SimulatedEngine
 from seedx_batch.errors import EngineDied, RowRejected
 from seedx_batch.loop import Counters, Loop
-from seedx_batch.records import Completion, Request, RequestId, Row, RowKey
+from seedx_batch.records import Completion, EngineOutput, Request, RequestId, Row, RowKey
+from seedx_batch.spec import BeamDecoding
 from seedx_batch.twins import Twins
 
 
@@ -27,11 +31,15 @@ class Remembering:
         assert completion.key not in self.unsaved | self.saved, "a row ended twice"
         self.unsaved[completion.key] = completion
 
-    def save(self) -> None:
+    def save(self, then: Callable[[], None]) -> None:
         self.saved |= self.unsaved
         self.unsaved = {}
+        then()
 
     def publish_full(self) -> None:
+        pass
+
+    def wait(self) -> None:
         pass
 
 
@@ -43,7 +51,13 @@ def rows(texts: list[str]) -> Iterator[Row]:
 
 
 def loop_over(
-    texts: list[str], engine: SimulatedEngine, *, merge: bool = False, **options: object
+    texts: list[str],
+    engine: SimulatedEngine,
+    *,
+    merge: bool = False,
+    max_tokens: int = 12,
+    num_ahead: int | None = None,
+    **options: object,
 ) -> tuple[Loop, Remembering]:
     """A loop over texts; a text "?" is refused when it is rendered."""
     shelf = Remembering()
@@ -52,13 +66,12 @@ def loop_over(
         if row.fields["text"] == "?":
             raise RowRejected("no_text", "it is a question")
         ids = engine.encode(row.fields["text"])
-        params = {"max_tokens": 12, "temperature": 0}
+        params = {"max_tokens": max_tokens, "temperature": 0}
         return Admitted(SampleDecoder(row.key, ids, params, lambda text: (text, {})), ids, params)
 
     settings = {"window": 2 * engine.max_num_seqs, "checkpoint_s": 0.0, "stopping": lambda: None} | options
     made = Loop(
-        rows=rows(texts),
-        start=start,
+        ahead=Ahead(rows(texts), start, num_rows_ahead(engine.max_num_seqs) if num_ahead is None else num_ahead),
         engine=engine,
         shelf=shelf,
         twins=Twins() if merge else None,
@@ -99,20 +112,64 @@ def test_every_row_ends_once(texts: list[str], max_num_seqs: int, merge: bool, r
     assert counters.num_errors == sum(completion.status == "error" for completion in shelf.saved.values())
 
 
+def all_at_once(texts: list[str], engine: SimulatedEngine) -> SimulatedEngine:
+    """The engine after it had all rows in file order from the start, as one call of `LLM.generate` gives them."""
+    for row in rows(texts):
+        engine.add(
+            Request(RequestId(row.key, 0), engine.encode(row.fields["text"]), {"max_tokens": 12, "temperature": 0})
+        )
+    while engine.num_unfinished:
+        engine.step()
+    return engine
+
+
 @given(st.integers(1, 300), st.integers(1, 16))
 def test_the_engine_never_drains(num_rows: int, max_num_seqs: int) -> None:
-    """Fed through the window, over many shards, the engine takes exactly the steps it takes with all rows at once."""
+    """Fed in file order through the window, over many shards, it takes exactly the steps it takes with all at once."""
     texts = [f"{number} " * (number % 7 + 1) for number in range(num_rows)]
     fed = SimulatedEngine(max_num_seqs)
-    loop_over(texts, fed)[0].run()
-    at_once = SimulatedEngine(max_num_seqs)
-    for row in rows(texts):
-        at_once.add(
-            Request(RequestId(row.key, 0), at_once.encode(row.fields["text"]), {"max_tokens": 12, "temperature": 0})
-        )
-    while at_once.num_unfinished:
-        at_once.step()
+    loop_over(texts, fed, num_ahead=0)[0].run()
+    at_once = all_at_once(texts, SimulatedEngine(max_num_seqs))
     assert (fed.num_steps, fed.clock_s) == (at_once.num_steps, pytest.approx(at_once.clock_s))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 16))
+def test_rows_ahead_leave_no_sequence_free(lengths: list[int], max_num_seqs: int) -> None:
+    """Whatever order the rows ahead are begun in, sequences are free only when no row is left to be begun."""
+    engine = SimulatedEngine(max_num_seqs)
+    loop, shelf = loop_over(["ab " * length for length in lengths], engine)
+    loop.run()
+    outputs = [completion.num_output_tokens for completion in shelf.saved.values()]
+    # Whoever ends last began when no sequence had been free before.
+    assert engine.num_steps <= (sum(outputs) - max(outputs)) / max_num_seqs + max(outputs)
+
+
+@pytest.mark.parametrize("max_num_seqs", [16, 32])
+def test_longest_last_rows_first_shorten_the_tail(max_num_seqs: int) -> None:
+    """Where outputs grow with their prompts, as translations do, 256 rows take fewer steps than in file order."""
+    draw = random.Random(3)
+    texts = [f"{number} " + "word " * max(1, round(draw.lognormvariate(3, 0.7))) for number in range(256)]
+
+    def engine() -> SimulatedEngine:
+        return SimulatedEngine(max_num_seqs, length=lambda num_tokens, drawn: round(num_tokens * (0.9 + 0.4 * drawn)))
+
+    ordered, at_once = engine(), engine()
+    loop_over(texts, ordered, max_tokens=512)[0].run()
+    loop_over(texts, at_once, max_tokens=512, num_ahead=0, window=256)[0].run()
+    assert ordered.num_output_tokens == at_once.num_output_tokens
+    assert ordered.num_steps < 0.97 * at_once.num_steps
+
+
+def test_seconds_are_told_apart() -> None:
+    """At the end the engine's time is whole: at work, idle, and with free sequences in the tail."""
+    engine = SimulatedEngine(4)
+    loop, _ = loop_over(["a b c"] * 50, engine)
+    loop.run()
+    counters = loop.counters
+    assert counters.num_steps == engine.num_steps
+    assert min(counters.busy_s, counters.idle_s, counters.tail_s, counters.host_s) > 0
+    # Between the steps of an engine in this process only the host works.
+    assert counters.busy_s + counters.idle_s + counters.tail_s > counters.host_s
 
 
 def test_identical_rows_are_generated_once() -> None:
@@ -185,3 +242,86 @@ def test_checkpoints_tell_the_counters() -> None:
     assert told[-1] == (60, 0)
     assert len(told) > 3
     assert any(in_flight for _, in_flight in told)
+
+
+def beam_loop(
+    num_rows: int, engine: SimulatedEngine, *, num_kv_tokens: int = 0, refuse: int | None = None
+) -> tuple[Loop, Remembering]:
+    """A loop of beam searches, width 3; `refuse` names a row one of whose forks the engine refuses."""
+    spec = BeamDecoding.model_validate({"method": "beam", "beam_width": 3, "num_return": 3})
+    ends = Ends(engine.eos_token_ids, [], engine.decode)
+    search = Search(spec, ends, engine.max_model_len, engine.decode, lambda text: (text, {}))
+
+    def start(row: Row) -> Admitted:
+        ids = engine.encode(row.fields["text"])
+        return Admitted(BeamDecoder(row.key, ids, 10, search), ids, {"max_tokens": 10}, 3, num_kv_tokens)
+
+    if refuse is not None:
+        engine._rejects = {RequestId(RowKey(*divmod(refuse, 10)), 2)}
+    texts = [f"text {number}" for number in range(num_rows)]
+    loop, shelf = loop_over(texts, engine, window=engine.max_num_seqs)
+    loop.ahead = Ahead(rows(texts), start, num_rows)
+    return loop, shelf
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 30), st.integers(1, 4))
+def test_beams_fill_the_batch_and_no_more(num_rows: int, num_at_once: int) -> None:
+    """As many beam searches run as their hypotheses have sequences, each row as if alone, and nothing is in vain."""
+    engine = SimulatedEngine(3 * num_at_once + 2)
+    most: list[int] = []
+    step = engine.step
+
+    def spy() -> list[EngineOutput]:
+        outputs = step()
+        most.append(engine._num_running + len(engine._waiting))
+        return outputs
+
+    engine.step = spy  # type: ignore[method-assign]
+    loop, shelf = beam_loop(num_rows, engine)
+    assert loop.run() is True
+    assert max(most) <= engine.max_num_seqs
+    assert loop.counters.num_wasted_tokens == 0
+    alone, shelf_alone = beam_loop(num_rows, SimulatedEngine(3))
+    alone.run()
+    assert {key: row.candidates for key, row in shelf.saved.items()} == {
+        key: row.candidates for key, row in shelf_alone.saved.items()
+    }
+    assert engine.num_steps <= alone.engine.num_steps
+
+
+def test_beams_are_admitted_by_the_room_for_keys_and_values() -> None:
+    """What all hypotheses in flight may come to need is free; a row that needs more than there is runs alone."""
+    engine = SimulatedEngine(30)
+    engine.num_kv_tokens = 100
+    loop, shelf = beam_loop(9, engine, num_kv_tokens=50)
+    in_flight: list[int] = []
+    loop.stopping = lambda: in_flight.append(len(loop._decoders))
+    assert loop.run() is True
+    assert max(in_flight) == 2
+    loop, shelf = beam_loop(9, engine, num_kv_tokens=1000)
+    in_flight.clear()
+    loop.stopping = lambda: in_flight.append(len(loop._decoders))
+    assert loop.run() is True
+    assert max(in_flight) == 1
+    assert len(shelf.saved) == 9
+
+
+def test_a_refused_fork_is_one_rows_error() -> None:
+    """When the engine refuses what a row asks for later on, that row is an error, and nothing of it stays in flight."""
+    engine = SimulatedEngine(30)
+    loop, shelf = beam_loop(9, engine, refuse=4)
+    assert loop.run() is True
+    assert engine.num_unfinished == 0
+    assert [key.position for key, row in shelf.saved.items() if row.status == "error"] == [4]
+    assert len(shelf.saved) == 9
+
+
+def test_a_stop_leaves_a_row_that_waits_for_room() -> None:
+    """A row that was admitted but had no room yet is not done when the loop is stopped: it comes again."""
+    engine = SimulatedEngine(30)
+    engine.num_kv_tokens = 100
+    loop, shelf = beam_loop(9, engine, num_kv_tokens=100)
+    loop.stopping = lambda: 5.0 if engine.num_steps >= 3 else None
+    assert loop.run() is False
+    assert len(shelf.saved) == 1

@@ -43,14 +43,15 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     def make(
         platform: str = "cpu",
         *,
-        num_rows: int = 100,
+        num_output_tokens: int = 100,
         environ: dict[str, str] | None = None,
         model: dict[str, Any] | None = None,
+        beam_width: int | None = None,
         **engine: Any,
     ) -> EngineSettings:
         spec = ModelSpec.model_validate({"name": str(folder), **(model or {})})
         section = EngineSpec.model_validate({"platform": platform, **engine})
-        return settings(spec, section, folder, num_rows, tmp_path / "cache", environ or {})
+        return settings(spec, section, folder, num_output_tokens, tmp_path / "cache", environ or {}, beam_width)
 
     return make
 
@@ -328,11 +329,28 @@ def test_cpu_context_of_a_short_model(start: Start, tmp_path: Path) -> None:
     assert not any("max_model_len" in note for note in chosen.notes)
 
 
-def test_cpu_compiles_long_jobs_only(start: Start) -> None:
-    """Short jobs run eagerly, long ones are compiled, and a word of the job's about either decides."""
-    assert start("cpu", num_rows=platforms.EAGER_ROWS - 1).args["enforce_eager"] is True
-    assert "enforce_eager" not in start("cpu", num_rows=platforms.EAGER_ROWS).args
-    assert "enforce_eager" not in start("cpu", num_rows=1, compilation_config={"mode": 0}).args
+def test_cpu_compiles_long_jobs_only(start: Start, tmp_path: Path) -> None:
+    """Half an hour's work is compiled and less is not, which the notes say; a word of the job's about either decides.
+
+    On two cores 270 MB of weights give 400 tokens a second; a larger model takes as much longer.
+    """
+    with (tmp_path / "model" / "model.safetensors").open("wb") as file:
+        file.truncate(270_000_000)
+    short, long = start("cpu", num_output_tokens=700_000), start("cpu", num_output_tokens=750_000)
+    assert short.args["enforce_eager"] is True
+    assert any("not compiled: about 700,000 output tokens, some 29 min of work" in note for note in short.notes)
+    assert "enforce_eager" not in long.args
+    assert any("compiled" in note and "31 min" in note for note in long.notes)
+    assert "enforce_eager" not in start("cpu", num_output_tokens=1, compilation_config={"mode": 0}).args
+    os.truncate(tmp_path / "model" / "model.safetensors", 2_700_000_000)
+    assert "enforce_eager" not in start("cpu", num_output_tokens=75_000).args
+
+
+def test_cpu_compiles_by_a_usual_size_where_the_model_is_not_here(tmp_path: Path) -> None:
+    """Without weights to look at the model is taken for one of 7B."""
+    for num_tokens, eager in ((100, True), (1_000_000_000, False)):
+        chosen = settings(ModelSpec(name="org/model"), EngineSpec(platform="cpu"), None, num_tokens, tmp_path, {})
+        assert chosen.args.get("enforce_eager", False) is eager
 
 
 def test_cpu_preloads_what_is_there(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,3 +406,38 @@ def test_this_machine_has_memory_and_a_version() -> None:
     """The real files are readable, and the vLLM that is installed has a version."""
     assert platforms._free_bytes() > 1 << 20
     assert platforms._vllm_version() >= (0, 18)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "ascend", "cuda"])
+def test_beam_search_gets_an_engine_that_forks_and_waits(start: Start, platform: str) -> None:
+    """On every platform forks are copied and the engine waits for its reader, in this process; what is given wins."""
+    chosen = start(platform, beam_width=4)
+    assert chosen.args["scheduler_cls"] == "seedx_batch.engine.pacing.PacedScheduler"
+    assert chosen.args["kv_transfer_config"]["kv_connector_module_path"] == "seedx_batch.engine.forking"
+    assert (chosen.args["async_scheduling"], chosen.args["max_logprobs"]) == (False, 32)
+    assert chosen.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "kv_transfer_config" not in start(platform).args
+    given = start(platform, beam_width=4, kv_transfer_config=None, environ={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    assert given.args["kv_transfer_config"] is None
+    assert given.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
+    assert start(platform, beam_width=1).args["max_logprobs"] == 20
+
+
+@pytest.mark.parametrize("platform", ["cpu", "ascend", "cuda"])
+def test_one_process_cannot_hold_several_ranks(start: Start, platform: str) -> None:
+    """With tensor parallelism beam search leaves the processes as the platform wants them."""
+    chosen = start(platform, beam_width=4, tensor_parallel_size=2)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in chosen.env
+
+
+def test_beam_search_gets_classes_that_exist(start: Start) -> None:
+    """The names of our scheduler and connector, which vLLM looks up, are those of files that have them."""
+    args = start(beam_width=4).args
+    root = Path(platforms.__file__).parents[1]
+    connector = args["kv_transfer_config"]
+    for module, name in (
+        args["scheduler_cls"].rsplit(".", 1),
+        (connector["kv_connector_module_path"], connector["kv_connector"]),
+    ):
+        source = root.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        assert f"class {name}(" in source

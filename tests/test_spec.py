@@ -83,6 +83,9 @@ outptu: {}
         ("engine.platform=tpu", "engine.platform"),
         ("input=5", "job.yaml: input: "),
         ("decoding.temperature=-1", "greater than or equal to 0"),
+        ("decoding={method: beam, beam_width: 2, num_return: 3}", "num_return is more than beam_width"),
+        ("decoding={method: beam, early_stopping: maybe}", "decoding.early_stopping"),
+        ("decoding={method: beam, temperature: 1}", "decoding.temperature: no such key"),
     ],
 )
 def test_values_that_mean_nothing(change: str, told: str) -> None:
@@ -120,13 +123,24 @@ def test_overrides_that_are_none(override: str) -> None:
     assert faults(MINIMAL, override)[0].startswith(("--set", "job.yaml"))
 
 
-def test_beam_has_its_place() -> None:
-    """Beam search can be asked for with its own keys."""
+def test_beam_has_its_own_keys() -> None:
+    """Beam search has the words and the defaults of transformers, but for the width and the budget."""
     job = spec.parse(
         MINIMAL, "job.yaml", ["decoding={method: beam, beam_width: 4, early_stopping: never, max_tokens: 9}"]
     )
     assert isinstance(job.decoding, BeamDecoding)
     assert (job.decoding.early_stopping, job.decoding.max_tokens.max) == ("never", 9)
+    plain = spec.parse(MINIMAL, "job.yaml", ["decoding={method: beam}"]).decoding
+    assert isinstance(plain, BeamDecoding)
+    assert (plain.beam_width, plain.max_tokens.max, plain.length_penalty, plain.early_stopping) == (4, 512, 1.0, False)
+    assert (plain.num_return, plain.length_normalizer, plain.merges) == (1, "output", True)
+
+
+def test_null_is_vllms_own_default() -> None:
+    """An engine argument that is null is passed on, so that it wins over a platform's default."""
+    job = spec.parse(MINIMAL, "job.yaml", ["engine={block_size: null, max_num_seqs: 4}"])
+    assert job.engine.arguments == {"block_size": None, "max_num_seqs": 4}
+    assert spec.parse(job.to_yaml(), "again") == job
 
 
 def test_only_result_sections_are_results() -> None:

@@ -4,15 +4,12 @@ Must never know vLLM, files, or that other rows exist.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from seedx_batch.decoding import NOTHING, Finish, Wanted
 from seedx_batch.records import Completion, EngineOutput, Params, Request, RequestId, RowKey, Status
 from seedx_batch.spec import SampleDecoding
-
-Finish = Callable[[str], tuple[str, dict[str, str | None]]]
-"""Cuts a generated text into the result and the preset's further columns."""
 
 _UNFINISHED = ("length", "repetition")
 _BROKEN = ("abort", "error", None)
@@ -49,10 +46,20 @@ class SampleDecoder:
         """The one request."""
         return [self._request]
 
-    def advance(self, output: EngineOutput) -> list[Request]:
+    def advance(self, output: EngineOutput) -> Wanted:
         """Makes the answer the row's completion."""
         self.completion = complete(self._request.id.row, output, self._finish)
-        return []
+        return NOTHING
+
+    @property
+    def unfinished(self) -> list[RequestId]:
+        """The one request, until it is answered."""
+        return [self._request.id] if self.completion is None else []
+
+    @property
+    def num_wasted_tokens(self) -> int:
+        """None: what was generated is the row's text."""
+        return 0
 
 
 def complete(key: RowKey, output: EngineOutput, finish: Finish) -> Completion:

@@ -3,7 +3,7 @@
 Must never know vLLM, a shard or a file; implementations are `vllm.py` and `simulated.py`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from seedx_batch.records import EngineOutput, Params, Prompt, Request, RequestId
@@ -21,6 +21,18 @@ class Engine(Protocol):
         """Sequences that are generated at the same time, at most."""
 
     @property
+    def num_kv_tokens(self) -> int:
+        """Tokens that there is room for, of all sequences together."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens by which that room is given away."""
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens that end a text, of the tokenizer and of the model's generation_config.json."""
+
+    @property
     def versions(self) -> Mapping[str, str]:
         """The packages that results depend on, by name."""
 
@@ -33,8 +45,16 @@ class Engine(Protocol):
         """Steps done so far."""
 
     @property
+    def last_step(self) -> tuple[float, float]:
+        """When the last step began and ended, by time.monotonic's clock; an engine in a process of its own says it."""
+
+    @property
     def num_output_tokens(self) -> int:
-        """Tokens of the candidates that were answered so far."""
+        """Tokens that were answered so far."""
+
+    @property
+    def num_prefilled_tokens(self) -> int:
+        """Tokens of the answered requests' prompts that were computed, not found in the cache."""
 
     def check_params(self, params: Params) -> None:
         """Lets pass what every row of a job may ask for.
@@ -59,6 +79,9 @@ class Engine(Protocol):
             SpecError: messages, and the model has no chat template.
         """
 
+    def decode(self, token_ids: Sequence[int], prompt_token_ids: Sequence[int] = ()) -> str:
+        """The text that tokens add to a prompt's, without special tokens."""
+
     def add(self, request: Request) -> None:
         """Takes a request in.
 
@@ -69,7 +92,7 @@ class Engine(Protocol):
         """
 
     def step(self) -> list[EngineOutput]:
-        """The requests that one step finished; none, and at once, where nothing is unfinished.
+        """The requests that one step finished, and what it added to streaming ones; none where all are finished.
 
         Raises:
             EngineDied: the engine is gone, and its unfinished requests with it.

@@ -85,12 +85,16 @@ def main() -> None:
 
 def _configuration(args: Mapping[str, Any]) -> dict[str, Any]:
     import vllm
+    from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
 
     # LLM's own context: defaults such as max_num_batched_tokens depend on it.
-    config = EngineArgs(**args).create_engine_config(UsageContext.LLM_CLASS)
+    given = dict(args)
+    if isinstance(transfer := given.get("kv_transfer_config"), Mapping):  # as LLM itself does
+        given["kv_transfer_config"] = KVTransferConfig(**transfer)
+    config = EngineArgs(**given).create_engine_config(UsageContext.LLM_CLASS)
     platform = type(current_platform)
     return {
         "platform_class": f"{platform.__module__}.{platform.__qualname__}",

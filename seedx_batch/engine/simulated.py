@@ -4,21 +4,27 @@ Its time is virtual and its texts are made of hashes; it must never know vLLM or
 """
 
 import heapq
+import math
+import time
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
 from seedx_batch.errors import EngineDied, Fault, RowRejected, SpecError
-from seedx_batch.records import Candidate, EngineOutput, Params, Prompt, Request, RequestId
+from seedx_batch.records import Candidate, EngineOutput, Params, Place, Prompt, Request, RequestId
 
 _CHARS_PER_TOKEN = 4
 _BYTES_PER_TOKEN = 4 * _CHARS_PER_TOKEN  # of UTF-32
 _VOCABULARY = 50_000
 _BOS = 1
+_EOS = 0
+_BLOCK = 16
+_NUM_LIKELY = 32  # tokens that can follow at a place; the others are as good as impossible
+_SPREAD = 6.0  # of their logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,16 @@ class _Running:
 
     output: EngineOutput
     num_left: int
+    num_prefilled: int
     aborted: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Stream(_Running):
+    """A streaming request: what it has come to, and how many of the likeliest tokens it tells at each place."""
+
+    token_ids: list[int] = field(default_factory=list)
+    num_likeliest: int = 0
 
 
 class SimulatedEngine:
@@ -51,6 +66,8 @@ class SimulatedEngine:
     The text is a function of the prompt's tokens, and of the seed and temperature where the latter is not 0.
 
     Args:
+        length: the tokens that a text wants to have, by the number of its prompt's and a number from 0 to 1 that is
+            drawn for it; None for any number up to `max_tokens`.
         cost: what a step takes on the virtual clock.
         die_at_step: the step in which the engine dies; None for never.
         rejects: ids that `add` refuses.
@@ -63,20 +80,29 @@ class SimulatedEngine:
         cost: StepCost = MEASURED,
         die_at_step: int | None = None,
         rejects: Container[RequestId] = (),
+        length: Callable[[int, float], int] | None = None,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_model_len = max_model_len
+        self.num_kv_tokens = max_num_seqs * max_model_len
+        self.block_size = _BLOCK
+        self.eos_token_ids = frozenset([_EOS])
         self.versions: Mapping[str, str] = {"vllm": "simulated"}
         self.num_steps = 0
         self.num_output_tokens = 0
+        self.num_prefilled_tokens = 0
+        self.last_step = (0.0, 0.0)
         self.clock_s = 0.0
         self._cost = cost
         self._die_at_step = die_at_step
         self._rejects = rejects
+        self.length = length
         self._dead = False
         self._requests: dict[RequestId, _Running] = {}
         self._waiting: deque[_Running] = deque()
         self._num_running = 0
+        self._streams: list[_Stream] = []
+        self._given_up: set[RequestId] = set()
         # (step that gives the last token, order of admission, request): one entry for each candidate, so that a
         # sequence costs the same whatever its length.
         self._finishing: list[tuple[int, int, _Running]] = []
@@ -105,6 +131,10 @@ class SimulatedEngine:
         starts = range(0, len(text), _BYTES_PER_TOKEN)
         return [_BOS, *(2 + zlib.crc32(text[start : start + _BYTES_PER_TOKEN]) % _VOCABULARY for start in starts)]
 
+    def decode(self, token_ids: Sequence[int], prompt_token_ids: Sequence[int] = ()) -> str:
+        """Four characters for every token but the special ones."""
+        return "".join(f"{token_id % 0x10000:04x}" for token_id in token_ids if token_id not in (_BOS, _EOS))
+
     def add(self, request: Request) -> None:
         """Takes a request in; it waits until sequences are free."""
         if self._dead:
@@ -116,8 +146,7 @@ class SimulatedEngine:
         if not request.prompt_token_ids:
             raise RowRejected("prompt_empty", "the prompt has no tokens")
         self._check_fits(len(request.prompt_token_ids))
-        output = self._answer(request)
-        running = _Running(output, num_left=len(output.candidates))
+        running = self._stream(request) if request.streams else self._whole(request)
         self._requests[request.id] = running
         self._waiting.append(running)
 
@@ -127,6 +156,7 @@ class SimulatedEngine:
             raise EngineDied("the simulated engine is dead")
         if not self._requests:
             return []
+        began = time.monotonic()
         self.num_steps += 1
         if self.num_steps == self._die_at_step:
             self._dead = True
@@ -136,7 +166,10 @@ class SimulatedEngine:
         self.clock_s += (
             cost.step_s + cost.per_sequence_s * self._num_running + cost.per_prefilled_token_s * num_prefilled
         )
-        return self._finish()
+        self._given_up.clear()
+        outputs = [*self._finish(), *self._go_on()]
+        self.last_step = (began, time.monotonic())
+        return outputs
 
     def abort(self, requests: Iterable[RequestId]) -> None:
         """Forgets requests and frees their sequences."""
@@ -145,10 +178,12 @@ class SimulatedEngine:
             if running is None:
                 continue
             running.aborted = True
+            self._given_up.add(request_id)
             if running in self._waiting:
                 self._waiting.remove(running)
             else:
                 self._num_running -= running.num_left
+                self._streams = [stream for stream in self._streams if not stream.aborted]
 
     def close(self) -> None:
         """Forgets everything."""
@@ -167,12 +202,16 @@ class SimulatedEngine:
             if self._num_running and self._num_running + len(output.candidates) > self.max_num_seqs:
                 break
             running = self._waiting.popleft()
-            for candidate in output.candidates:
-                last = self.num_steps + candidate.num_output_tokens - 1
-                heapq.heappush(self._finishing, (last, self._num_admitted, running))
-                self._num_admitted += 1
+            if isinstance(running, _Stream):
+                self._streams.append(running)
+            else:
+                for candidate in output.candidates:
+                    last = self.num_steps + candidate.num_output_tokens - 1
+                    heapq.heappush(self._finishing, (last, self._num_admitted, running))
+                    self._num_admitted += 1
             self._num_running += len(output.candidates)
-            num_prefilled += output.num_prompt_tokens
+            num_prefilled += running.num_prefilled
+        self.num_prefilled_tokens += num_prefilled
         return num_prefilled
 
     def _finish(self) -> list[EngineOutput]:
@@ -190,15 +229,63 @@ class SimulatedEngine:
                 outputs.append(output)
         return outputs
 
+    def _go_on(self) -> list[EngineOutput]:
+        """One more token of every streaming request that runs."""
+        outputs = []
+        for stream in self._streams:
+            likeliest = _likeliest(stream.token_ids)
+            token_id = likeliest[0][0]
+            stream.token_ids.append(token_id)
+            self.num_output_tokens += 1
+            output = replace(stream.output, places=(Place(token_id, likeliest[: stream.num_likeliest]),))
+            if len(stream.token_ids) < output.num_prompt_tokens + output.candidates[0].num_output_tokens:
+                output = replace(output, candidates=())
+            else:
+                del self._requests[output.request_id]
+                self._given_up.add(output.request_id)
+                self._num_running -= 1
+            outputs.append(output)
+        self._streams = [stream for stream in self._streams if stream.output.request_id in self._requests]
+        return outputs
+
+    def _stream(self, request: Request) -> _Stream:
+        ids, params = request.prompt_token_ids, request.params
+        source = self._requests.get(request.fork_of) if request.fork_of else None
+        is_known = source is not None or request.fork_of in self._given_up
+        num_tokens = min(params["max_tokens"], self.max_model_len - len(ids))
+        output = EngineOutput(
+            request.id, (Candidate("", "length", num_tokens),), len(ids), len(ids) - 1 if is_known else 0
+        )
+        return _Stream(output, 1, 1 if is_known else len(ids), token_ids=list(ids), num_likeliest=params["logprobs"])
+
+    def _whole(self, request: Request) -> _Running:
+        output = self._answer(request)
+        return _Running(output, num_left=len(output.candidates), num_prefilled=output.num_prompt_tokens)
+
     def _answer(self, request: Request) -> EngineOutput:
         ids, params = request.prompt_token_ids, request.params
         most = min(params.get("max_tokens", 16), self.max_model_len - len(ids))
         prompt = array("q", ids).tobytes()
         candidates = []
         for index in range(params.get("n", 1)):
-            key = _sampling_key(params, index)
-            candidates.append(_candidate(blake2b(prompt, key=key, digest_size=32).digest(), most, params))
+            digest = blake2b(prompt, key=_sampling_key(params, index), digest_size=32).digest()
+            drawn = int.from_bytes(digest[:6], "big")
+            wanted = 1 + drawn % most if self.length is None else self.length(len(ids), drawn / (1 << 48))
+            candidates.append(_candidate(digest, min(max(1, wanted), most), most, params))
         return EngineOutput(request.id, tuple(candidates), num_prompt_tokens=len(ids), num_cached_tokens=0)
+
+
+def _likeliest(token_ids: list[int]) -> list[tuple[int, float]]:
+    """The tokens that can follow, the likeliest first, with their log-probabilities: a function of what is there."""
+    digest = blake2b(array("q", token_ids).tobytes(), digest_size=_NUM_LIKELY).digest()
+    logits = [_SPREAD * byte / 255 for byte in digest]
+    total = math.log(sum(map(math.exp, logits)))
+    first = int.from_bytes(digest[:4], "big") % _VOCABULARY
+    tokens = [_EOS, *(2 + (first + 97 * place) % _VOCABULARY for place in range(1, _NUM_LIKELY))]
+    return sorted(
+        ((token_id, logit - total) for token_id, logit in zip(tokens, logits, strict=True)),
+        key=lambda each: (-each[1], each[0]),
+    )
 
 
 def _sampling_key(params: Params, index: int) -> bytes:
@@ -210,10 +297,9 @@ def _sampling_key(params: Params, index: int) -> bytes:
     return f"{temperature:.6g}/{0 if seed is None else seed + index}/{index if seed is None else 0}".encode()
 
 
-def _candidate(digest: bytes, max_tokens: int, params: Mapping[str, Any]) -> Candidate:
-    """A text of 1 to `max_tokens` tokens of four characters, cut before the first stop string in it."""
-    drawn = int.from_bytes(digest[:6], "big")
-    num_tokens = max_tokens if params.get("ignore_eos") else 1 + drawn % max_tokens
+def _candidate(digest: bytes, wanted: int, max_tokens: int, params: Mapping[str, Any]) -> Candidate:
+    """A text of the wanted number of tokens of four characters, cut before the first stop string in it."""
+    num_tokens = max_tokens if params.get("ignore_eos") else wanted
     reason = "length" if num_tokens == max_tokens else "stop"
     words, num_chars = digest.hex(" ", 3) + " ", num_tokens * _CHARS_PER_TOKEN
     text = (words * (num_chars // len(words) + 1))[:num_chars]
@@ -222,5 +308,9 @@ def _candidate(digest: bytes, max_tokens: int, params: Mapping[str, Any]) -> Can
         start, stop = min(found)
         num_tokens, reason = -(-(start + len(stop)) // _CHARS_PER_TOKEN), "stop"
         text = text[:start]
-    score = -0.5 * num_tokens - drawn % 1000 / 1000 if params.get("logprobs") is not None else None
+    score = (
+        -0.5 * num_tokens - int.from_bytes(digest[:6], "big") % 1000 / 1000
+        if params.get("logprobs") is not None
+        else None
+    )
     return Candidate(text, reason, num_tokens, score)

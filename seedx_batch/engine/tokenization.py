@@ -3,12 +3,15 @@
 Works with any tokenizer that speaks as transformers' do; it must never know vLLM or files.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from seedx_batch.errors import Fault, RowRejected, SpecError
 from seedx_batch.records import Message, Prompt
+
+_CONTEXT = 6  # tokens of a prompt that are decoded again together with what follows it
 
 
 class Tokenization:
@@ -51,6 +54,17 @@ class Tokenization:
         if ids:  # the empty text of a tokenizer that adds nothing has a length too: none
             check_fits(len(ids), self._max_model_len)
         return ids
+
+    def decode(self, token_ids: Sequence[int], prompt_token_ids: Sequence[int] = ()) -> str:
+        """The text that tokens add to a prompt's, without special tokens; what comes before decides on a space."""
+        before = list(prompt_token_ids[-_CONTEXT:])
+        start = self._decode(before) if before else ""
+        whole = self._decode([*before, *token_ids])
+        return whole[len(start) :] if whole.startswith(start) else self._decode(list(token_ids))
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
     def check(self, prompt: Prompt, prompt_token_ids: list[int]) -> None:
         """Lets pass a prompt that begins with the beginning-of-sequence token once, where the model wants one.

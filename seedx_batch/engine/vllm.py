@@ -5,17 +5,15 @@ Must never know a shard, a file or a job; what differs between vLLM's versions e
 
 import contextlib
 import inspect
-import multiprocessing
-import signal
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
-from multiprocessing import resource_tracker
-from multiprocessing.process import BaseProcess
 from typing import Any
 
+from seedx_batch.engine import compile_cache
 from seedx_batch.engine.tokenization import Tokenization, check_fits
 from seedx_batch.errors import (
     EngineConfigError,
@@ -26,10 +24,9 @@ from seedx_batch.errors import (
     SeedxBatchError,
     SpecError,
 )
-from seedx_batch.records import Candidate, EngineOutput, Params, Prompt, Request, RequestId
+from seedx_batch.records import Candidate, EngineOutput, Params, Place, Prompt, Request, RequestId
 
 try:
-    import psutil  # type: ignore[import-untyped]
     import vllm
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
     from vllm import LLM, SamplingParams, envs, sampling_params
@@ -37,6 +34,8 @@ try:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
     from vllm.v1.engine.exceptions import EngineDeadError
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    from seedx_batch.engine import pacing, processes
 except ImportError as error:
     raise EngineConfigError(f"vLLM cannot be imported here: {error}") from error
 
@@ -49,12 +48,17 @@ _CALLS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (LLMEngine, "step", ()),
     (LLM, "get_tokenizer", ()),
 )
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
-_POLL_S = 0.25
-_WORKERS_END_S = 3.0
-_LEAVING_S = 5.0
 _MAX_PREPARED = 1024
 _MAX_REASON_CHARS = 400
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A request that is neither answered nor aborted; whether any of its tokens were told yet."""
+
+    id: RequestId
+    streams: bool
+    told: bool = False
 
 
 class VllmEngine:
@@ -78,21 +82,31 @@ class VllmEngine:
         self.max_model_len: int = config.model_config.max_model_len
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.versions: Mapping[str, str] = _versions()
+        self.num_kv_tokens: int = (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
+        self.block_size: int = config.cache_config.block_size
         self.num_steps = 0
         self.num_output_tokens = 0
-        self._requests: dict[str, RequestId] = {}
+        self.num_prefilled_tokens = 0
+        self.last_step = (0.0, 0.0)
+        self._fed_at = self._told_at = 0.0
+        self._flights: dict[str, _Flight] = {}
         self._prepared: dict[int, tuple[Params, SamplingParams]] = {}
-        self._tokenization = Tokenization(
-            self._llm.get_tokenizer(), chat_template, _needs_bos(config.model_config), self.max_model_len
-        )
+        tokenizer = self._llm.get_tokenizer()
+        self._tokenization = Tokenization(tokenizer, chat_template, _needs_bos(config.model_config), self.max_model_len)
+        self.eos_token_ids = _eos_token_ids(tokenizer.eos_token_id, config.model_config)
+        self._pace = pacing.Pace(self._engine.engine_core) if pacing.is_paced(config) else None
         self._died: EngineDied | None = None
         self._closing = threading.Event()
-        _watch(self._engine.engine_core, self._closing)
+        core = self._engine.engine_core
+        processes.watch(core, self._closing)
+        self._has_process = hasattr(core, "outputs_queue")
+        if self._has_process:
+            core.get_output = self._noting_when(core.get_output)
 
     @property
     def num_unfinished(self) -> int:
         """Requests that were added and are neither answered nor aborted."""
-        return len(self._requests)
+        return len(self._flights)
 
     def check_params(self, params: Params) -> None:
         """Lets pass what vLLM accepts, asking it with a request that is taken back at once.
@@ -131,11 +145,14 @@ class VllmEngine:
         """The prompt's tokens; see Engine."""
         return self._tokenization.encode(prompt)
 
+    def decode(self, token_ids: Sequence[int], prompt_token_ids: Sequence[int] = ()) -> str:
+        """The text that tokens add to a prompt's; see Engine."""
+        return self._tokenization.decode(token_ids, prompt_token_ids)
+
     def add(self, request: Request) -> None:
         """Takes a request in; see Engine."""
-        (shard, position), sequence = request.id
-        name = f"{shard}/{position}/{sequence}"
-        if name in self._requests:
+        name = _name(request.id)
+        if name in self._flights:
             raise ValueError(f"{request.id} is unfinished already")
         if self._died:
             raise self._died
@@ -144,23 +161,28 @@ class VllmEngine:
             self._engine.add_request(
                 request_id=name,
                 prompt={"type": "token", "prompt_token_ids": request.prompt_token_ids},
-                params=self._params(request.params),
+                params=_prepare_stream(request) if request.streams else self._params(request.params),
             )
         except EngineDeadError as error:
             self._died = EngineDied("vLLM's engine died; its log says why")
             raise self._died from error
         except _REFUSED as error:
             raise RowRejected("refused", f"vLLM refuses it: {_reason(error)}") from error
-        self._requests[name] = request.id
+        if not self._flights:
+            self._fed_at = time.monotonic()
+        self._flights[name] = _Flight(request.id, request.streams)
 
     def step(self) -> list[EngineOutput]:
-        """The requests that one step of vLLM's finished; see Engine."""
+        """What one step of vLLM's gave; see Engine."""
         if self._died:  # vLLM would wait for ever
             raise self._died
-        if not self._requests:
+        if not self._flights:
             return []
+        called_at = time.monotonic()
         try:
-            finished = [output for output in self._engine.step() if output.finished]
+            if self._pace is not None:
+                self._pace.go_on()
+            told = self._engine.step()
         except EngineDeadError as error:
             self._died = EngineDied("vLLM's engine died; its log says why")
             raise self._died from error
@@ -170,24 +192,23 @@ class VllmEngine:
             self._died = EngineDied(f"vLLM's engine failed in a step: {_reason(error)}")
             raise self._died from error
         self.num_steps += 1
+        if self._has_process and self._pace is None:  # it steps on as long as it has requests
+            self.last_step = (max(self.last_step[1], self._fed_at), self._told_at)
+        else:
+            self.last_step = (called_at, self._told_at if self._has_process else time.monotonic())
         outputs = []
-        for output in finished:
-            request_id = self._requests.pop(output.request_id, None)
-            if request_id is None:  # aborted
+        for output in told:
+            flight = self._flights.get(output.request_id)
+            if flight is None or not (output.finished or flight.streams):  # aborted, or nothing to tell yet
                 continue
-            candidates = tuple(
-                Candidate(one.text, one.finish_reason, len(one.token_ids), one.cumulative_logprob)
-                for one in output.outputs
-            )
-            self.num_output_tokens += sum(candidate.num_output_tokens for candidate in candidates)
-            num_cached_tokens = max(0, output.num_cached_tokens or 0)
-            outputs.append(EngineOutput(request_id, candidates, len(output.prompt_token_ids), num_cached_tokens))
+            if output.finished:
+                del self._flights[output.request_id]
+            outputs.append(self._output(flight, output))
         return outputs
 
     def abort(self, requests: Iterable[RequestId]) -> None:
         """Forgets requests; see Engine."""
-        names = [f"{shard}/{position}/{sequence}" for (shard, position), sequence in requests]
-        names = [name for name in names if self._requests.pop(name, None) is not None]
+        names = [name for name in map(_name, requests) if self._flights.pop(name, None) is not None]
         if names:
             self._engine.abort_request(names)
 
@@ -196,8 +217,34 @@ class VllmEngine:
         if self._llm is None:
             return
         self._closing.set()
-        _end(self._engine.engine_core)
+        processes.end(self._engine.engine_core)
         self._llm = None
+
+    def _output(self, flight: _Flight, output: Any) -> EngineOutput:
+        """Our form of vLLM's RequestOutput."""
+        num_prompt_tokens, num_cached_tokens = len(output.prompt_token_ids), max(0, output.num_cached_tokens or 0)
+        if not flight.told:
+            flight.told = True
+            self.num_prefilled_tokens += num_prompt_tokens - num_cached_tokens
+        self.num_output_tokens += sum(len(one.token_ids) for one in output.outputs)
+        candidates: tuple[Candidate, ...] = ()
+        if output.finished:
+            candidates = tuple(
+                Candidate(one.text, one.finish_reason, len(one.token_ids), one.cumulative_logprob)
+                for one in output.outputs
+            )
+        places = _places(output.outputs[0]) if flight.streams else ()
+        return EngineOutput(flight.id, candidates, num_prompt_tokens, num_cached_tokens, places)
+
+    def _noting_when(self, get_output: Callable[[], Any]) -> Callable[[], Any]:
+        """`get_output` of vLLM's client, which notes when the engine process was done with the step."""
+
+        def noted() -> Any:
+            outputs = get_output()
+            self._told_at = outputs.timestamp
+            return outputs
+
+        return noted
 
     def _params(self, params: Params) -> SamplingParams:
         """vLLM's form; made once for params that rows share (a seed belongs to one row), by identity."""
@@ -209,6 +256,38 @@ class VllmEngine:
                 self._prepared.clear()
             known = self._prepared[id(params)] = (params, _prepare(params))
         return known[1]
+
+
+def _name(request_id: RequestId) -> str:
+    (shard, position), sequence = request_id
+    return f"{shard}/{position}/{sequence}"
+
+
+def _places(output: Any) -> tuple[Place, ...]:
+    """The tokens of a CompletionOutput whose logprobs are flat: at each place the token's own, then the likeliest."""
+    flat = output.logprobs
+    if not output.token_ids:
+        return ()
+    ranges = zip(output.token_ids, flat.start_indices, flat.end_indices, strict=True)
+    return tuple(
+        Place(token_id, list(zip(flat.token_ids[start + 1 : end], flat.logprobs[start + 1 : end], strict=True)))
+        for token_id, start, end in ranges
+    )
+
+
+def _prepare_stream(request: Request) -> SamplingParams:
+    """vLLM's form for a request that is answered token by token, and may be forked or be a fork (forking.py)."""
+    fork: dict[str, Any] = {"name": _name(request.id)}
+    if request.fork_of is not None:
+        fork |= {"fork_of": _name(request.fork_of), "num_shared": len(request.prompt_token_ids) - 1}
+    return SamplingParams(
+        **request.params,
+        detokenize=False,
+        flat_logprobs=True,
+        skip_clone=True,
+        extra_args={"kv_transfer_params": fork},
+        output_kind=RequestOutputKind.DELTA,
+    )
 
 
 def _prepare(params: Params) -> SamplingParams:
@@ -240,7 +319,13 @@ def _check_vllm(llm: LLM | None) -> None:
         engine = getattr(llm, "llm_engine", None)
         core = getattr(engine, "engine_core", None)
         resources = getattr(core, "resources", None)
-        owned = [(llm, "llm_engine"), (engine, "vllm_config"), (engine, "engine_core"), (core, "shutdown")]
+        owned = [
+            (llm, "llm_engine"),
+            (engine, "vllm_config"),
+            (engine, "engine_core"),
+            (core, "get_output"),
+            (core, "shutdown"),
+        ]
         if resources is not None:
             owned += [(core, "outputs_queue"), (resources, "engine_dead"), (resources, "engine_manager")]
         absent += [f"{type(thing).__name__}.{name}" for thing, name in owned if not hasattr(thing, name)]
@@ -251,7 +336,8 @@ def _check_vllm(llm: LLM | None) -> None:
 def _build(args: Mapping[str, Any]) -> LLM:
     try:
         if envs.VLLM_ENABLE_V1_MULTIPROCESSING:
-            return _in_deaf_thread(lambda: LLM(**args))
+            return processes.in_deaf_thread(lambda: LLM(**args))
+        compile_cache.mend()
         return LLM(**args)
     except SeedxBatchError:  # a signal's handler raised it
         raise
@@ -261,42 +347,11 @@ def _build(args: Mapping[str, Any]) -> LLM:
         raise EngineError(f"vLLM's engine cannot be built: {_reason(error)}") from error
 
 
-def _in_deaf_thread(build: Callable[[], LLM]) -> LLM:
-    """What `build` gives, from a thread that blocks stop signals: the processes it starts inherit that.
-
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group, and vLLM's processes would drop the
-    rows in flight. The thread that waits here goes on to hear them, so that loading, a matter of minutes, can be
-    stopped.
-    """
-    built: list[LLM] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            built.append(build())
-        except BaseException as error:  # raised again by the thread that waits
-            failed.append(error)
-
-    # Started later, it would unblock SIGINT and SIGTERM in the thread that starts it.
-    resource_tracker.ensure_running()
-    before = set(multiprocessing.active_children())
-    thread = threading.Thread(target=run, name="build-engine", daemon=True)
-    thread.start()
-    try:
-        thread.join()
-        if failed:
-            raise failed[0]
-        return built[0]
-    except BaseException:
-        # vLLM gives up when its processes are gone; until then it may still start one.
-        deadline = time.monotonic() + _LEAVING_S
-        while True:
-            for process in set(multiprocessing.active_children()) - before:
-                _kill(process)
-            if not thread.is_alive() or time.monotonic() > deadline:
-                raise
-            thread.join(_POLL_S)
+def _eos_token_ids(of_tokenizer: int | None, model_config: Any) -> frozenset[int]:
+    """As vLLM sees it, whatever `generation_config` says about the file's sampling parameters."""
+    listed = model_config.try_get_generation_config().get("eos_token_id")
+    found = listed if isinstance(listed, list) else [listed]
+    return frozenset(token_id for token_id in (of_tokenizer, *found) if token_id is not None)
 
 
 def _needs_bos(model_config: Any) -> bool:
@@ -312,51 +367,6 @@ def _needs_bos(model_config: Any) -> bool:
         trust_remote_code=model_config.trust_remote_code,
     )
     return bool(config.get("add_bos_token"))
-
-
-def _watch(core: Any, closing: threading.Event) -> None:
-    """Turns the silent death of vLLM's engine process into an error.
-
-    When that process is killed (out of memory, say), vLLM marks the engine dead but wakes nobody: `step` would wait for
-    ever. Source: SyncMPClient in vllm/v1/engine/core_client.py.
-    """
-    resources = getattr(core, "resources", None)
-    if resources is None:  # no process of its own
-        return
-
-    def run() -> None:
-        while not resources.engine_dead:
-            if closing.wait(_POLL_S):
-                return
-        core.outputs_queue.put_nowait(EngineDeadError())
-
-    threading.Thread(target=run, name="watch-engine", daemon=True).start()
-
-
-def _end(core: Any) -> None:
-    """Ends vLLM's processes.
-
-    They block SIGTERM, by which vLLM would end them after five seconds of waiting. There is nothing to be saved in the
-    engine process; its workers see that it is gone and end in order.
-    """
-    resources = getattr(core, "resources", None)
-    if resources is not None:
-        resources.engine_dead = True  # tells vLLM's own monitor that this is no accident
-        for process in getattr(resources.engine_manager, "processes", ()):
-            _kill(process)
-    core.shutdown(timeout=0)
-
-
-def _kill(process: BaseProcess) -> None:
-    """Kills a process that was started here; its descendants are given a moment to end of themselves."""
-    descendants: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        descendants = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.join()
-    for descendant in psutil.wait_procs(descendants, timeout=_WORKERS_END_S)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            descendant.kill()
 
 
 def _reason(error: BaseException) -> str:

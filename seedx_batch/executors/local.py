@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from seedx_batch.rundir import RunDirectory
@@ -23,10 +24,11 @@ class LocalWorker:
     _kill_at: float | None = None
 
     @classmethod
-    def start(cls, run: RunDirectory, lock_fd: int, grace_s: float) -> "LocalWorker":
+    def start(cls, run: RunDirectory, environ: Mapping[str, str], lock_fd: int, grace_s: float) -> "LocalWorker":
         """Starts the worker of rank 0.
 
         Args:
+            environ: variables that it has beside this process's.
             lock_fd: the run's lock; the worker holds it too, so that nobody follows while it still writes.
         """
         log = run.log(0)
@@ -38,7 +40,7 @@ class LocalWorker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=os.environ | {PARENT: str(os.getpid())},
+                env={**os.environ, **environ, PARENT: str(os.getpid())},
                 pass_fds=[lock_fd],
             )
         return cls(process, grace_s)

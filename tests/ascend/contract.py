@@ -84,7 +84,7 @@ def of_job(job: Path, model: Path) -> dict[str, Any]:
 def settings_of(job: Path, model: Path) -> platforms.EngineSettings:
     """What the program would start a job's engine with, this model in the place of the job's own."""
     spec = load(job, [f"model.name={json.dumps(str(model))}"])
-    return platforms.settings(spec.model, spec.engine, model, num_rows=1, cache=model.parent, environ={})
+    return platforms.of_job(spec, model, num_output_tokens=1, cache=model.parent, environ={})
 
 
 def recordable(configuration: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from seedx_batch.decoding import Wanted
 from seedx_batch.decoding.sample import SampleDecoder, base_params, row_seed
 from seedx_batch.records import Candidate, Completion, EngineOutput, RequestId, RowKey
 from seedx_batch.spec import SampleDecoding
@@ -14,7 +15,9 @@ def decode(*candidates: Candidate) -> Completion:
     decoder = SampleDecoder(KEY, [1, 2, 3], {}, lambda text: (text.strip(), {"explanation": None}))
     (request,) = decoder.start()
     assert decoder.completion is None
-    assert decoder.advance(EngineOutput(request.id, candidates, 3, 2)) == []
+    assert decoder.unfinished == [request.id]
+    assert decoder.advance(EngineOutput(request.id, candidates, 3, 2)) == Wanted([], [])
+    assert decoder.unfinished == []
     assert decoder.completion is not None
     return decoder.completion
 

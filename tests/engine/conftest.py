@@ -23,8 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """The session's real engine; what only a new process could set (LD_PRELOAD) is left as it is."""
-    settings = make_settings(make_model(tmp_path_factory.mktemp("model")), CACHE)
+    """The session's real engine; what only a new process could set (LD_PRELOAD) is left as it is.
+
+    It is one that beam search could use: all else must be the same to it.
+    """
+    settings = make_settings(make_model(tmp_path_factory.mktemp("model")), CACHE, beam_width=2)
     os.environ.update({name: value for name, value in settings.env.items() if name != "LD_PRELOAD"})
     from seedx_batch.engine.vllm import VllmEngine
 

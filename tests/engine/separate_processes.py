@@ -90,6 +90,23 @@ def killed(model: Path, cache: Path) -> dict[str, object]:
     return {"errors": errors, "left": descendants()}
 
 
+def steps(model: Path, cache: Path) -> dict[str, object]:
+    """When steps were by the engine's own clock, with this process asleep in between and with an engine that waits."""
+    engine = build(model, cache)
+    told = []
+    for position in range(2):
+        added_at = time.monotonic()
+        add(engine, range(position, position + 1))
+        while engine.num_unfinished:
+            time.sleep(0.02)
+            engine.step()
+            told.append(engine.last_step)
+        told.append((added_at, time.monotonic()))
+        time.sleep(0.5)
+    engine.close()
+    return {"steps": told}
+
+
 def stopped(model: Path, cache: Path) -> dict[str, object]:
     """A stop signal while the engine is loading: the loading ends, and nothing stays behind."""
 
@@ -112,5 +129,5 @@ def stopped(model: Path, cache: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    scenario = {"signals": signals, "killed": killed, "stopped": stopped}[sys.argv[1]]
+    scenario = {"signals": signals, "killed": killed, "steps": steps, "stopped": stopped}[sys.argv[1]]
     print(json.dumps(scenario(Path(sys.argv[2]), Path(sys.argv[3]))))

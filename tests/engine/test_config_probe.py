@@ -65,3 +65,11 @@ def test_a_broken_process_is_told(model: Path, tmp_path: Path) -> None:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
         with pytest.raises(EngineConfigError, match=r"ended with 3 and no answer:\nthe end"):
             probe(settings.args, settings.env)
+
+
+def test_tells_what_beam_search_asks_for(model: Path, tmp_path: Path) -> None:
+    """The scheduler and the connector of a beam search are accepted as they are."""
+    settings = make_settings(model, tmp_path, beam_width=4)
+    told = probe(settings.args, settings.env)
+    assert told["changed_args"] == {}
+    assert told["async_scheduling"] is False

@@ -1,5 +1,6 @@
 """What every engine keeps to, whatever generates its texts."""
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,6 +65,17 @@ def test_idle_engine_steps_at_once(engine: Engine) -> None:
     before = engine.num_steps
     assert engine.step() == []
     assert engine.num_steps == before
+
+
+def test_tells_when_its_last_step_was(engine: Engine) -> None:
+    """A step lies between the call and its return, and does not overlap the one before."""
+    engine.add(request_of(engine, 0, "abc", GREEDY))
+    ended = 0.0
+    while engine.num_unfinished:
+        called_at = time.monotonic()
+        engine.step()
+        assert max(called_at, ended) <= engine.last_step[0] <= engine.last_step[1] <= time.monotonic()
+        ended = engine.last_step[1]
 
 
 def test_aborted_requests_are_never_answered(engine: Engine) -> None:
@@ -226,3 +238,78 @@ def test_params_of_a_job_pass(engine: Engine) -> None:
     )
     assert engine.num_unfinished == 0
     assert engine.step() == []
+
+
+STREAM = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True, "logprobs": 5}
+
+
+def stream(engine: Engine, request: Request) -> list[EngineOutput]:
+    """All that a streaming request is answered, one output for each step that told something."""
+    engine.add(request)
+    outputs = []
+    while engine.num_unfinished:
+        outputs += engine.step()
+    return outputs
+
+
+def test_a_stream_tells_every_place(engine: Engine) -> None:
+    """A streaming request is told token by token, each with the likeliest in order; only the last answer ends it."""
+    request = Request(RequestId(RowKey(0, 0), 0), engine.encode("hello the world"), STREAM, streams=True)
+    prefilled, tokens = engine.num_prefilled_tokens, engine.num_output_tokens
+    outputs = stream(engine, request)
+    places = [place for output in outputs for place in output.places]
+    assert len(places) == 6
+    assert engine.num_output_tokens - tokens == 6
+    assert engine.num_prefilled_tokens - prefilled == outputs[0].num_prompt_tokens - outputs[0].num_cached_tokens
+    assert [bool(output.candidates) for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    assert outputs[-1].candidates[0].finish_reason == "length"
+    for token_id, likeliest in places:
+        assert token_id == likeliest[0][0]
+        assert len({token for token, _ in likeliest}) == 5
+        assert [logprob for _, logprob in likeliest] == sorted((logprob for _, logprob in likeliest), reverse=True)
+        assert all(logprob <= 0 for _, logprob in likeliest)
+
+
+def test_a_fork_goes_on_as_if_alone(engine: Engine) -> None:
+    """A fork tells what a request with all its tokens tells, and computes one token of them, also of one given up."""
+    prompt = engine.encode("learn the language, the text")
+    whole = Request(RequestId(RowKey(0, 0), 0), prompt, {**STREAM, "max_tokens": 20}, streams=True)
+    engine.add(whole)
+    told = []
+    while len(told) < 3:
+        told += [place for output in engine.step() for place in output.places]
+    ids = [*prompt, *(place.token_id for place in told[:2]), told[2].likeliest[1][0]]
+    prefilled = engine.num_prefilled_tokens
+    fork = Request(RequestId(RowKey(0, 0), 1), ids, STREAM, streams=True, fork_of=whole.id)
+    engine.add(fork)
+    engine.abort([whole.id])
+    forked = []
+    while engine.num_unfinished:
+        forked += engine.step()
+    assert {output.request_id for output in forked} == {fork.id}
+    alone = stream(engine, Request(RequestId(RowKey(0, 1), 0), ids, STREAM, streams=True))
+    of_fork, of_alone = ([place for output in one for place in output.places] for one in (forked, alone))
+    assert [place.token_id for place in of_fork] == [place.token_id for place in of_alone]
+    for one, other in zip(of_fork, of_alone, strict=True):
+        assert dict(one.likeliest) == pytest.approx(dict(other.likeliest), abs=1e-3)
+    assert forked[0].num_cached_tokens == len(ids) - 1
+    assert engine.num_prefilled_tokens - prefilled == 1 + alone[0].num_prompt_tokens - alone[0].num_cached_tokens
+
+
+def test_decodes_after_a_prompt(engine: Engine) -> None:
+    """The text of a stream's tokens is what the same request is answered as a whole; special tokens have none."""
+    prompt, eos = engine.encode("hello"), sorted(engine.eos_token_ids)[:1]
+    assert engine.decode(eos) == ""
+    outputs = stream(engine, Request(RequestId(RowKey(0, 0), 0), prompt, STREAM, streams=True))
+    token_ids = [place.token_id for output in outputs for place in output.places]
+    text = engine.decode([*token_ids, *eos], prompt)
+    assert text == engine.decode(token_ids, prompt) != ""
+    if engine.versions["vllm"] != "simulated":  # whose texts are not made of tokens
+        whole = answers(engine, [Request(RequestId(RowKey(0, 0), 0), prompt, {**GREEDY, "max_tokens": 6})])[0]
+        assert text == whole.candidates[0].text
+
+
+def test_tells_its_room(engine: Engine) -> None:
+    """There is room for at least one sequence of full length, in whole blocks."""
+    assert engine.num_kv_tokens >= engine.max_model_len
+    assert engine.num_kv_tokens % engine.block_size == 0

@@ -1,5 +1,6 @@
 """What only vLLM does: refusals in its words, its versions, its processes and their ends."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -236,6 +237,18 @@ def test_signals_to_the_group_leave_the_engine_at_work(tmp_path: Path) -> None:
     assert report["num_processes"] >= 1
     assert report["left"] == []
     assert report["close_s"] < 10
+
+
+def test_steps_are_told_by_the_engines_own_clock(tmp_path: Path) -> None:
+    """An engine of its own steps on while this process sleeps: its steps follow one another, and begin with work."""
+    steps = own_processes("steps", tmp_path)["steps"]
+    ends = [number for number, (began, _) in enumerate(steps) if number and began < steps[number - 1][0]]
+    first, second = steps[: ends[0]], steps[ends[0] + 1 : ends[1]]
+    for one, (added_at, answered_at) in ((first, steps[ends[0]]), (second, steps[ends[1]])):
+        assert added_at <= one[0][0] <= one[0][1]
+        assert all(began == ended for (_, ended), (began, _) in itertools.pairwise(one))
+        assert one[-1][1] <= answered_at
+    assert first[-1][1] < second[0][0]
 
 
 def test_killed_engine_process_is_no_hang(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def make_settings(model: Path, cache: Path) -> platforms.EngineSettings:
+def make_settings(model: Path, cache: Path, beam_width: int | None = None) -> platforms.EngineSettings:
     """What the program itself would start this model with, but small."""
     spec = ModelSpec(name=str(model), dtype="float32", max_model_len=MAX_MODEL_LEN)
     engine = EngineSpec.model_validate({"max_num_seqs": MAX_NUM_SEQS})
-    return platforms.settings(spec, engine, model, num_rows=1, cache=cache, environ=os.environ)
+    return platforms.settings(spec, engine, model, 1, cache, os.environ, beam_width)
