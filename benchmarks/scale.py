@@ -7,10 +7,11 @@ the whole tree of processes, shared pages counted once.
 import argparse
 import json
 import os
+import resource
 import shutil
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,7 +32,18 @@ REPOSITORY = Path(__file__).parent.parent
 NUM_LEFT = 3
 ROWS_PER_SHARD = 5_000
 SLOW_FROM = 1_000_000
-Measured = dict[tuple[str, int], list[measuring.Run]]
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What a command took: seconds, seconds of processors, and its tree's memory at the most."""
+
+    seconds: float
+    cpu_s: float
+    peak_mib: float
+
+
+Measured = dict[tuple[str, int], list[Took]]
 
 
 def write_job(folder: Path, rows: Path) -> Path:
@@ -52,17 +64,20 @@ def write_job(folder: Path, rows: Path) -> Path:
     return path
 
 
-def command(log: Path, *arguments: str | Path) -> measuring.Run:
+def command(log: Path, *arguments: str | Path) -> Took:
     """A `seedx-batch` command, measured.
 
     Raises:
         SystemExit: it failed.
     """
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ran = measuring.run([sys.executable, "-m", "seedx_batch", *arguments], log, env)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if ran.exit_code:
         raise SystemExit(f"{' '.join(map(str, arguments))} ended with {ran.exit_code}; see {log}")
-    return ran
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Took(ran.seconds, cpu_s, ran.peak_mib)
 
 
 def commit_most(job: Path) -> RunDirectory:
@@ -117,17 +132,17 @@ def measure_resuming(num_rows: int, folder: Path, measured: Measured) -> None:
     job = write_job(folder, rows)
     run = commit_most(job)
 
-    def note(what: str, *arguments: str | Path) -> measuring.Run:
-        ran = command(folder / "log", *arguments)
-        measured.setdefault((what, num_rows), []).append(ran)
-        return ran
+    def note(what: str, *arguments: str | Path) -> Took:
+        took = command(folder / "log", *arguments)
+        measured.setdefault((what, num_rows), []).append(took)
+        return took
 
     note("status", "status", run.path)
     began = time.time()
-    ran = note("resume, with the last three shards and the card", "run", job)
+    took = note("resume, with the last three shards and the card", "run", job)
     lines = [json.loads(line) for line in run.ledger(0).read_text(encoding="utf-8").splitlines()]
     loaded = next(line["t"] for line in lines if line["event"] == "loaded")
-    measured.setdefault(("resume, until rows are fed", num_rows), []).append(replace(ran, seconds=loaded - began))
+    measured.setdefault(("resume, until rows are fed", num_rows), []).append(replace(took, seconds=loaded - began))
     note("run with nothing left", "run", job)
     _check(run, num_rows)
 
@@ -172,11 +187,12 @@ def main() -> None:
             what,
             f"{num_rows:,}",
             measuring.middle((run.seconds for run in runs), 2),
+            "-" if "until" in what else measuring.middle((run.cpu_s for run in runs), 2),
             measuring.middle((run.peak_mib for run in runs), 0),
         ]
         for (what, num_rows), runs in sorted(measured.items())
     ]
-    print(measuring.table(["", "rows", "s", "peak MiB"], lines))
+    print(measuring.table(["", "rows", "s", "CPU s", "peak MiB"], lines))
 
 
 if __name__ == "__main__":

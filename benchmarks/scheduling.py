@@ -203,7 +203,7 @@ def main() -> None:
     kept = FOLDER / "scheduling.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({name: {"title": titles[name], "series": figures[name]} for name in figures}))
-    drawing = [python_of("plots", [MATPLOTLIB]), Path(__file__).with_name("drawing.py"), kept, DOCS]
+    drawing = [python_of("plots", [MATPLOTLIB]), Path(__file__).parent / "drawing" / "draw.py", kept, DOCS]
     subprocess.run(drawing, check=True, stdout=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Draws the figures of docs/scale/: python drawing.py FIGURES.json FOLDER
+"""Draws the figures of docs/scale/: python draw.py FIGURES.json FOLDER
 
 Runs in an environment of its own, which has matplotlib and nothing of this project.
 """
@@ -38,7 +38,7 @@ def draw(name: str, figure: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Draws every figure of the file."""
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "seedx-batch"  # the same figures give the same files
+    mpl.rcParams |= {"svg.hashsalt": "seedx-batch", "svg.fonttype": "none"}  # the same figures give the same files
     figures, folder = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
