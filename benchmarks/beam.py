@@ -442,7 +442,7 @@ def measure(load: Workload, rounds: int, log: Path) -> Iterator[str]:
         else:
             cells += [""] * 5
         same = sum(one == other for one, other in zip(last["texts"], ours[len(answers) - 1], strict=True))
-        cells.append("" if name in ("greedy", "n") else f"{same} of {load.num_rows}")
+        cells.append("" if name in ("greedy", "n", "transformers") else f"{same} of {load.num_rows}")
         yield "| " + " | ".join(cells) + " |"
     for name, why in left_out.items():
         yield f"\nNot run: {SYSTEMS[name]}: {why}."
