@@ -24,7 +24,7 @@ from seedx_batch.records import Completion, Row, RowKey
 from seedx_batch.spec import BeamDecoding, EngineSpec, ModelSpec
 
 MAX_MODEL_LEN = 256
-MAX_NUM_SEQS = 32
+MAX_NUM_SEQS = 64
 
 
 class Narrow(BeamDecoder):
@@ -154,7 +154,7 @@ def by_vllm(model: Path, cache: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_transformers(model: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """`generate`'s, one prompt at a time, so that nothing is padded."""
+    """`generate`'s, all prompts in one batch, padded on the left."""
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     import torch
     from transformers import AutoModelForCausalLM
@@ -163,28 +163,28 @@ def by_transformers(model: Path, asked: dict[str, Any]) -> dict[str, Any]:
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     eos = loaded.generation_config.eos_token_id
     ends = set(eos if isinstance(eos, list) else [eos])
-    found = []
-    for prompt in asked["prompts"]:
-        output = loaded.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            num_beams=spec.beam_width,
-            num_return_sequences=spec.num_return,
-            max_new_tokens=spec.max_tokens.max,
-            length_penalty=spec.length_penalty,
-            early_stopping=spec.early_stopping,
-            do_sample=False,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        hypotheses = []
-        for sequence, score in zip(output.sequences.tolist(), output.sequences_scores.tolist(), strict=True):
-            token_ids = sequence[len(prompt) :]
-            end = next((place for place, token_id in enumerate(token_ids) if token_id in ends), len(token_ids))
-            hypotheses.append([token_ids[:end], score])
-        found.append(hypotheses)
-    return {"hypotheses": found}
+    prompts = asked["prompts"]
+    longest = max(map(len, prompts))
+    output = loaded.generate(
+        torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts]),
+        attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
+        num_beams=spec.beam_width,
+        num_return_sequences=spec.num_return,
+        max_new_tokens=spec.max_tokens.max,
+        length_penalty=spec.length_penalty,
+        early_stopping=spec.early_stopping,
+        do_sample=False,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    hypotheses = []
+    for sequence, score in zip(output.sequences[:, longest:].tolist(), output.sequences_scores.tolist(), strict=True):
+        end = next((place for place, token_id in enumerate(sequence) if token_id in ends), None)
+        # Without an end a hypothesis has all the tokens that were asked for.
+        hypotheses.append([sequence[: spec.max_tokens.max if end is None else end], score])
+    width = spec.num_return
+    return {"hypotheses": [hypotheses[place : place + width] for place in range(0, len(hypotheses), width)]}
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_gives_what_transformers_gives(model: Path, prompts: list[list[int]], de
 
 def test_gives_what_vllm_gives(model: Path, prompts: list[list[int]]) -> None:
     """With vLLM's normaliser and without early stopping it is `LLM.beam_search`, in one process as in two."""
-    decoding = {"early_stopping": "never", "length_normalizer": "sequence", "max_tokens": 16}
+    decoding = {"early_stopping": "never", "length_normalizer": "sequence", "max_tokens": 12}
     found = hypotheses("ours", model, prompts, **decoding)
     check_same(found, hypotheses("vllm", model, prompts, **decoding))
     separate = hypotheses("separate", model, prompts, **decoding)
