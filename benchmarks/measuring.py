@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,9 @@ def run(
 
     Processes that it leaves behind are killed, so that the next one has the machine to itself.
     """
-    _adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what runs is killed then too
     log.parent.mkdir(parents=True, exist_ok=True)
     killed = False
-    with log.open("ab") as output:
+    with _adopting(), log.open("ab") as output:
         began, busy_before, own_before = time.monotonic(), _machine_busy_s(), own_busy_s()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
@@ -165,9 +163,23 @@ def _proportional(pid: int) -> int:
     return 0
 
 
-def _adopt_orphans() -> None:
-    """Makes this process the parent of descendants whose own parent ends, so that none gets out of sight."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Makes this process the parent of descendants whose own parent ends, so that none gets out of sight.
+
+    A SIGTERM raises SystemExit meanwhile, so that what runs is killed then too.
+    """
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    _set_child_subreaper(1)
+    try:
+        yield
+    finally:
+        _set_child_subreaper(0)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _set_child_subreaper(value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -73,6 +74,14 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 def environment(values: Mapping[str, str]) -> dict[str, str]:
     """The environment in which the command line finds this repository."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **values}
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits to be noticed by whoever took it over when its parent died."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def parts_of(run: Path) -> pa.Table:
