@@ -14,7 +14,7 @@ from seedx_batch.records import Completion, Row, RowKey
 Start = Callable[[Row], Admitted]
 """Renders, tokenises and admits a row; RowRejected makes it an error row."""
 
-_PER_SEQUENCE = 16
+_PER_SEQUENCE = 8
 """Rows ahead for each sequence of the engine: the tail is then as short as with all rows in view, to 1 %."""
 _MOST_ROWS = 4096
 """Rows ahead at most: some tens of megabytes of tokens."""

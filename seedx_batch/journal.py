@@ -1,4 +1,4 @@
-"""Journals: the finished rows of a shard that is not yet published, on disk after every checkpoint.
+"""Journals: the finished rows of a shard that is not yet published, safe from a kill at once, on disk when synced.
 
 Knows frames of Arrow batches; must never know what a row means, or where journals lie.
 
@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,6 +36,7 @@ class Journal:
         self._schema = schema.remove_metadata()
         self._stored = self._schema.with_metadata({"fingerprint": fingerprint})
         self._fd: int | None = None
+        self._is_synced = True
         self._has_failed = False
 
     def read(self) -> list[pa.RecordBatch]:
@@ -58,22 +60,39 @@ class Journal:
         return batches
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Adds one batch; when this returns, it is on disk.
+        """Adds one batch; when this returns, it outlives this process, and after `sync` a power cut too.
 
         Raises:
             StorageError: it cannot be written. The journal then takes no more: only the next run, which reads it first,
                 knows what its file ends with.
         """
+        frame = self._encode(batch)
+        with self._changing() as fd:
+            while frame:
+                frame = frame[os.write(fd, frame) :]
+        self._is_synced = False
+
+    def sync(self) -> None:
+        """Waits until all that was added is on disk.
+
+        Raises:
+            StorageError: as for `append`.
+        """
+        if not self._is_synced:
+            with self._changing() as fd:
+                os.fsync(fd)
+            self._is_synced = True
+
+    @contextmanager
+    def _changing(self) -> Iterator[int]:
+        """The file's descriptor; whatever fails in the body is final, for what the file ends with then is not known."""
         if self._has_failed:
             raise StorageError(f"{self.path}: an earlier write failed; run the same command again")
-        frame = self._encode(batch)
         self._has_failed = True
         with writing(self.path):
             if self._fd is None:
                 self._fd = self._open()
-            while frame:
-                frame = frame[os.write(self._fd, frame) :]
-            os.fsync(self._fd)
+            yield self._fd
         self._has_failed = False
 
     def remove(self) -> None:
@@ -85,9 +104,10 @@ class Journal:
         self.close()
         with writing(self.path):
             self.path.unlink(missing_ok=True)
+        self._is_synced = True
 
     def close(self) -> None:
-        """Closes the file; a later `append` opens it again."""
+        """Closes the file; a later `append` or `sync` opens it again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -17,6 +17,9 @@ from seedx_batch.occupancy import Occupancy
 from seedx_batch.records import Completion, RowKey
 from seedx_batch.twins import Twins
 
+_WRITE_S = 0.1
+"""Finished rows are written so often, and kept when this process is killed; only a checkpoint waits for the disk."""
+
 _ROWS_PER_STEP = 4
 """Rows begun before a step are at most so many windows: rows that need no engine must not keep it waiting."""
 
@@ -26,6 +29,9 @@ class Completions(Protocol):
 
     def put(self, completion: Completion) -> None:
         """Takes what a row ended as."""
+
+    def write(self) -> None:
+        """Begins to write what was taken to where a kill of this process cannot take it."""
 
     def save(self, then: Callable[[], None]) -> None:
         """Begins to put everything that was taken on disk; `then` is called when it is there, by the writing thread."""
@@ -79,7 +85,7 @@ class Loop:
         ahead: what is left to do.
         window: sequences of rows in the engine at once.
         twins: merges identical requests; None where every row is generated.
-        checkpoint_s: finished rows are on disk after at most so many seconds.
+        checkpoint_s: finished rows are on disk after at most so many seconds; safe from a kill they are at once.
         stopping: asked before every step; the seconds that rows in flight still have, or None to go on.
         on_checkpoint: told the counters after every checkpoint, by the thread that has written it.
     """
@@ -98,6 +104,7 @@ class Loop:
     _num_sequences: int = 0
     _num_kv_tokens: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
+    _written_at: float = field(default_factory=time.monotonic)
     _occupancy: Occupancy = field(init=False)
     _returned_at: float = field(init=False)
 
@@ -235,5 +242,9 @@ class Loop:
             self.shelf.put(each)
 
     def _checkpoint_if_due(self) -> None:
-        if time.monotonic() - self._saved_at >= self.checkpoint_s:
+        now = time.monotonic()
+        if now - self._saved_at >= self.checkpoint_s:
             self.checkpoint()
+        elif now - self._written_at >= _WRITE_S:
+            self.shelf.write()
+            self._written_at = now

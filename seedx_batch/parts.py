@@ -150,7 +150,7 @@ class OpenShard:
         self._num_carried = 0
         self._completions: list[Completion | None] = [None] * shard.num_rows
         self._num_completed = 0
-        self._unsaved: list[Completion] = []
+        self._unwritten: list[Completion] = []
 
     def carry(self, batch: pa.RecordBatch) -> None:
         """Takes what the next rows carry: `id` and the carried columns.
@@ -177,7 +177,7 @@ class OpenShard:
             RuntimeError: the row is not of this shard, or has ended before; that is an error of this program.
         """
         self._put(completion)
-        self._unsaved.append(completion)
+        self._unwritten.append(completion)
 
     def restore(self, completions: Iterable[Completion]) -> None:
         """Takes what the shard's journal holds.
@@ -191,10 +191,10 @@ class OpenShard:
         except RuntimeError as error:
             raise StorageError(f"the journal of shard {self.shard.index}: {error}; {_REMEDY}") from error
 
-    def take_unsaved(self) -> list[Completion]:
+    def take_unwritten(self) -> list[Completion]:
         """The completions since the last call, restored ones left out."""
-        unsaved, self._unsaved = self._unsaved, []
-        return unsaved
+        unwritten, self._unwritten = self._unwritten, []
+        return unwritten
 
     @property
     def num_completed(self) -> int:

@@ -82,8 +82,19 @@ class Shelf:
         """Takes what a row ended as."""
         self._open[completion.key.shard].shard.complete(completion)
 
+    def write(self) -> None:
+        """Begins to hand the completions that are in no journal yet to theirs, from where a kill cannot take them.
+
+        Does nothing while the thread is busy: the disk is slow then, and a later call does it.
+
+        Raises:
+            StorageError: something before it could not be written.
+        """
+        if not self._writer.is_busy:
+            self._writer.begin(partial(self._append, self._unwritten()))
+
     def save(self, then: Callable[[], None]) -> None:
-        """Begins to put every completion that is not on disk yet into its shard's journal.
+        """Begins to put every completion that was taken on disk, in its shard's journal.
 
         Args:
             then: called by the writing thread when they are there.
@@ -91,15 +102,16 @@ class Shelf:
         Raises:
             StorageError: something before it could not be written.
         """
-        unsaved = [(place.journal, place.shard.take_unsaved()) for place in self._open.values()]
+        unwritten = self._unwritten()
+        journals = [place.journal for place in self._open.values()]
 
-        def append() -> None:
-            for journal, completions in unsaved:
-                if completions:
-                    journal.append(parts.to_batch(completions, self._imprint.completion))
+        def append_and_sync() -> None:
+            self._append(unwritten)
+            for journal in journals:
+                journal.sync()
             then()
 
-        self._writer.begin(append)
+        self._writer.begin(append_and_sync)
 
     def publish_full(self) -> None:
         """Begins to make a part of every shard that is full.
@@ -121,6 +133,14 @@ class Shelf:
     def close(self) -> None:
         """Ends the thread; what was begun is on disk then, or has failed."""
         self._writer.close()
+
+    def _unwritten(self) -> list[tuple[Journal, list[Completion]]]:
+        taken = [(place.journal, place.shard.take_unwritten()) for place in self._open.values()]
+        return [(journal, completions) for journal, completions in taken if completions]
+
+    def _append(self, unwritten: list[tuple[Journal, list[Completion]]]) -> None:
+        for journal, completions in unwritten:
+            journal.append(parts.to_batch(completions, self._imprint.completion))
 
     def _publish(self, place: _Place) -> None:
         final = self._run.part(place.shard.shard.index, self._imprint.num_shards)

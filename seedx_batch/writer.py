@@ -23,6 +23,12 @@ class Writer:
         self._jobs: deque[Future[None]] = deque()
         self._error: BaseException | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job has not ended."""
+        self._settle(_MOST_JOBS)
+        return bool(self._jobs)
+
     def begin(self, job: Callable[[], None]) -> None:
         """Asks for a job; waits where too many have not ended."""
         self._settle(_MOST_JOBS - 1)

@@ -114,4 +114,4 @@ def test_reading_is_bounded() -> None:
     for _ in range(9):
         ahead.read(4)
     assert len(read) == 10
-    assert (num_rows_ahead(16), num_rows_ahead(10_000)) == (256, 4096)
+    assert (num_rows_ahead(16), num_rows_ahead(10_000)) == (128, 4096)

@@ -181,8 +181,8 @@ def test_remove_deletes_the_file(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_append_syncs_the_file_and_once_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When `append` returns, the frame is on disk, and so is the name of a new file."""
+def test_sync_waits_for_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file's name is on disk at once, what was appended when `sync` returns; then nothing is left to wait for."""
     synced: list[str] = []
     original = os.fsync
 
@@ -191,8 +191,15 @@ def test_append_syncs_the_file_and_once_its_folder(tmp_path: Path, monkeypatch: 
         original(fd)
 
     monkeypatch.setattr(os, "fsync", note)
-    fill(tmp_path / "shard.journal", BATCHES[:2])
-    assert synced == [str(tmp_path), str(tmp_path / "shard.journal"), str(tmp_path / "shard.journal")]
+    journal = Journal(tmp_path / "shard.journal", SCHEMA, "job")
+    journal.append(BATCHES[0])
+    journal.append(BATCHES[1])
+    assert synced == [str(tmp_path)]
+    assert Journal(journal.path, SCHEMA, "job").read() == BATCHES[:2]
+    journal.sync()
+    journal.sync()
+    assert synced == [str(tmp_path), str(journal.path)]
+    journal.close()
 
 
 def test_a_full_disk_costs_only_the_unwritten_batch(tmp_path: Path) -> None:
@@ -225,9 +232,9 @@ def test_a_failed_sync_is_never_tried_again(tmp_path: Path, monkeypatch: pytest.
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    for _ in range(2):
+    for call in (journal.sync, journal.sync, lambda: journal.append(batch_of(2))):
         with pytest.raises(StorageError):
-            journal.append(batch_of(2))
+            call()
     journal.close()
     assert len(calls) == 1
 

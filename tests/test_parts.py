@@ -197,18 +197,18 @@ def test_a_row_ends_once() -> None:
         with pytest.raises(RuntimeError, match="is no row of"):
             shard.complete(Completion(key, "ok"))
     assert (shard.missing, shard.num_completed) == ([1], 1)
-    assert shard.take_unsaved() == [completed(0, 1)]
+    assert shard.take_unwritten() == [completed(0, 1)]
 
 
-def test_unsaved_rows_are_taken_once() -> None:
+def test_unwritten_rows_are_taken_once() -> None:
     """A checkpoint gets what has ended since the last one; what came from the journal is not written there again."""
     shard = OpenShard(Shard(0, "in.jsonl", 0, 5), SCHEMA, COMPLETION)
     shard.restore([completed(3), completed(1)])
-    assert (shard.take_unsaved(), shard.missing) == ([], [0, 2, 4])
+    assert (shard.take_unwritten(), shard.missing) == ([], [0, 2, 4])
     shard.complete(completed(4))
     shard.complete(completed(0))
-    assert shard.take_unsaved() == [completed(4), completed(0)]
-    assert shard.take_unsaved() == []
+    assert shard.take_unwritten() == [completed(4), completed(0)]
+    assert shard.take_unwritten() == []
     assert (shard.missing, shard.num_completed) == ([2], 4)
 
 

@@ -72,6 +72,29 @@ def test_journals_and_parts_are_there_after_waiting(shelf: Shelf, run: RunDirect
     assert count_rows(run.journal(2)) == 1
 
 
+def test_what_was_written_outlives_a_kill(shelf: Shelf, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`write` needs no sync for rows to be in their journal; while the thread is busy, a later call does it."""
+    go, synced = threading.Event(), list[int]()
+    monkeypatch.setattr("seedx_batch.journal.Journal.sync", lambda journal: synced.append(1))
+    complete(shelf, 0, 3)
+    shelf.write()
+    shelf.wait()
+    assert (count_rows(run.journal(0)), synced) == (1, [])
+
+    def wait_for_disk() -> None:
+        assert go.wait(60)
+
+    shelf.save(wait_for_disk)
+    complete(shelf, 0, 1)
+    shelf.write()
+    go.set()
+    shelf.wait()
+    assert count_rows(run.journal(0)) == 1
+    shelf.write()
+    shelf.wait()
+    assert count_rows(run.journal(0)) == 2
+
+
 def test_completions_come_in_while_a_part_is_written(
     shelf: Shelf, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,21 @@ def test_the_caller_goes_on_meanwhile() -> None:
     writer.close()
 
 
+def test_it_is_busy_until_its_jobs_have_ended() -> None:
+    """Busy from the moment of asking; no longer when the job has ended; a failure is told here too."""
+    writer, go = Writer(), threading.Event()
+    assert not writer.is_busy
+    writer.begin(go.wait)  # type: ignore[arg-type]
+    assert writer.is_busy
+    go.set()
+    writer.wait()
+    assert not writer.is_busy
+    writer.begin(fail)
+    writer.close()
+    with pytest.raises(StorageError, match="no space"):
+        _ = writer.is_busy
+
+
 def test_a_failure_is_raised_by_every_later_call() -> None:
     """A job's exception reaches the caller as it is, and keeps doing so."""
     writer = Writer()
