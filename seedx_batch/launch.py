@@ -110,8 +110,8 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
         for note in () if settings is None else settings.notes:
             progress.say(note)
         environ = {} if settings is None else platforms.missing(settings, os.environ)
-        code = _watch(directory, planned, spec, environ, lock_fd, progress)
-        outcome = _outcome(directory, planned, code)
+        code, died = _watch(directory, planned, spec, environ, lock_fd, progress)
+        outcome = _outcome(directory, planned, code, died)
         if outcome.exit_code == EngineError.exit_code and settings is not None:
             advice = memory.advice(settings.args, outcome.message, memory.free_bytes())
             return replace(outcome, message=f"{outcome.message}\n{advice}") if advice else outcome
@@ -151,11 +151,16 @@ def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSet
 
 def _watch(
     directory: RunDirectory, planned: Plan, spec: JobSpec, environ: dict[str, str], lock_fd: int, progress: View
-) -> int:
-    """Runs the worker and shows its progress; its exit code. Stop signals are passed on to it.
+) -> tuple[int, bool]:
+    """Runs the worker and shows its progress, and starts it again when its engine has died.
+
+    Stop signals are passed on to it.
 
     Args:
         environ: what the worker's environment has beside this process's.
+
+    Returns:
+        Its exit code, and whether the engine's death ended it.
     """
     pending: list[int] = []
 
@@ -189,19 +194,21 @@ def _watch(
             seen = status.glance(directory, planned)
             progress.show(seen)
             how = supervision.death(code)
-            if how is None or pending or not supervision.begins_again(how, seen.num_done):
+            if how is not None and pending:
+                return Stopped.exit_code, False
+            if how is None or not supervision.begins_again(how, seen.num_done):
                 break
             directory.sweep()
             progress.say(f"{how}; starting again, rows in flight are generated again")
         if code == 0:
             supervision.forget()
-        return Stopped.exit_code if pending and code < 0 else code
+        return code, how is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _outcome(directory: RunDirectory, planned: Plan, code: int) -> Outcome:
+def _outcome(directory: RunDirectory, planned: Plan, code: int, died: bool) -> Outcome:
     seen = status.glance(directory, planned)
     if code == 0 and seen.num_committed == seen.num_shards:
         card.finalize(directory.path)
@@ -209,16 +216,12 @@ def _outcome(directory: RunDirectory, planned: Plan, code: int) -> Outcome:
     if code == Stopped.exit_code:
         left = seen.num_rows - seen.num_done
         return Outcome(f"stopped: {seen.num_done:,} rows are done, {left:,} are left; the same command goes on", code)
-    if seen.failure is not None and seen.failure[1] != EngineError.exit_code:
-        message, code = seen.failure
+    message, code = seen.failure or (f"the worker ended with exit code {code}", EngineError.exit_code)
+    if seen.failure is not None and not died:
         return Outcome(f"error: {message}\nlog: {directory.log(0)}", code)
-    how = f"the worker ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
     tail = directory.log(0).read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
     told = "\n".join(f"  {line}" for line in tail)
-    return Outcome(
-        f"error: {seen.failure[0] if seen.failure else how}; the last lines of {directory.log(0)}:\n{told}",
-        EngineError.exit_code,
-    )
+    return Outcome(f"error: {message}; the last lines of {directory.log(0)}:\n{told}", code)
 
 
 def _where(directory: RunDirectory) -> str:

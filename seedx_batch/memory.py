@@ -19,6 +19,7 @@ SEQ_TOKENS = 1024
 """Tokens of a sequence that memory is set aside for on a CPU: vLLM touches all of it at the start, 1.7 s a GiB. Where
 rows are longer on average, some of a batch wait."""
 
+_SPARE_BLOCKS = 2  # one that vLLM keeps empty, and one for a sliding window that begins within a block
 _KV_SHARE = 0.4  # of the memory that is free
 _KV_UNKNOWN = 4 << 30  # bytes, where there is no config.json to reckon from
 _PROGRAM = 3 << 29  # bytes of vLLM itself and its libraries
@@ -80,7 +81,7 @@ def kv_bytes(described: Mapping[str, Any], dtype: str, max_model_len: int, max_n
     if per_token is None:
         return min(_KV_UNKNOWN, limit)
     full, usual = (
-        per_token * BLOCK * (-(-num_tokens // BLOCK) + 1)
+        per_token * BLOCK * (-(-num_tokens // BLOCK) + _SPARE_BLOCKS)
         for num_tokens in (max_model_len, min(max_model_len, SEQ_TOKENS))
     )
     return int(max(full, min(usual * max_num_seqs, limit)))

@@ -80,7 +80,7 @@ class Supervision:
         self.run.flight(self.rank).unlink(missing_ok=True)
         self._seen, self._silent_s = Sight(), 0.0
         if self.num_restarts == 0 and not self._has_loaded():
-            return False
+            return self._give_up(f"{how} before the engine was up")
         suspected = suspects.load(self.run.suspects(self.rank)).after(in_flight, how)
         self.run.write_text(self.run.suspects(self.rank), suspected.to_json())
         # A condemned row ends too, but not because an engine has worked.
@@ -91,9 +91,7 @@ class Supervision:
         if self._num_in_a_row > self.executor.max_engine_restarts:
             self.forget()  # on a machine that is broken any row looks guilty
             most = self.executor.max_engine_restarts
-            message = f"{how}; {most} new starts in a row have not brought one more row to its end"
-            self._ledger.write("failed", message=message, exit_code=EngineDied.exit_code)
-            return False
+            return self._give_up(f"{how}; {most} new starts in a row have not brought one more row to its end")
         self.num_restarts += 1
         num_suspects = sum(map(len, suspected.groups))
         self._ledger.write(
@@ -108,6 +106,10 @@ class Supervision:
     def forget(self) -> None:
         """Forgets which rows may have killed engines: for when the job is done, or nothing can be told."""
         self.run.suspects(self.rank).unlink(missing_ok=True)
+
+    def _give_up(self, message: str) -> bool:
+        self._ledger.write("failed", message=message, exit_code=EngineDied.exit_code)
+        return False
 
     def _has_loaded(self) -> bool:
         last = ledger.read_last(self.run.ledger(self.rank)) or {}

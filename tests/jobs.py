@@ -80,11 +80,11 @@ def environment(values: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **values}
 
 
-def start(job: Path) -> subprocess.Popen[str]:
+def start(job: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """The command line as a process group of its own, as a shell or a scheduler starts it."""
     return subprocess.Popen(
         [sys.executable, "-m", "seedx_batch", "run", str(job)],
-        env=environment({}),
+        env=environment(env or {}),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

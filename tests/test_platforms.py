@@ -267,14 +267,14 @@ def test_cpu_threads_are_one_per_core(tmp_path: Path) -> None:
 
 
 def test_cpu_memory_for_usual_sequences(start: Start) -> None:
-    """Memory is set aside for max_num_seqs sequences of 1,024 tokens, a block more each."""
-    assert start("cpu", max_num_seqs=8).args["kv_cache_memory_bytes"] == 8 * PER_TOKEN * (1024 + 128)
+    """Memory is set aside for max_num_seqs sequences of 1,024 tokens, two blocks more each."""
+    assert start("cpu", max_num_seqs=8).args["kv_cache_memory_bytes"] == 8 * PER_TOKEN * (1024 + 256)
 
 
 def test_cpu_memory_for_short_contexts(start: Start) -> None:
     """Where the context is shorter it is what counts."""
     chosen = start("cpu", max_num_seqs=8, model={"max_model_len": 300})
-    assert chosen.args["kv_cache_memory_bytes"] == 8 * PER_TOKEN * (384 + 128)
+    assert chosen.args["kv_cache_memory_bytes"] == 8 * PER_TOKEN * (384 + 256)
 
 
 def test_cpu_memory_is_a_share_of_what_is_free(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,14 +282,14 @@ def test_cpu_memory_is_a_share_of_what_is_free(start: Start, monkeypatch: pytest
     monkeypatch.setattr(memory, "free_bytes", lambda: 100 << 20)
     assert start("cpu", max_num_seqs=64).args["kv_cache_memory_bytes"] == 40 << 20
     monkeypatch.setattr(memory, "free_bytes", lambda: 1 << 20)
-    assert start("cpu", max_num_seqs=64).args["kv_cache_memory_bytes"] == PER_TOKEN * (4096 + 128)
+    assert start("cpu", max_num_seqs=64).args["kv_cache_memory_bytes"] == PER_TOKEN * (4096 + 256)
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [("auto", 1), ("float32", 2), ("float16", 1)])
 def test_cpu_memory_follows_the_dtype(start: Start, dtype: str, factor: int) -> None:
     """Keys and values are stored in the model's dtype."""
     size = start("cpu", max_num_seqs=1, model={"max_model_len": 128, "dtype": dtype}).args["kv_cache_memory_bytes"]
-    assert size == factor * PER_TOKEN * 256
+    assert size == factor * PER_TOKEN * 384
 
 
 def test_cpu_memory_without_a_config(tmp_path: Path, start: Start) -> None:
