@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, models, packaged, plan, platforms, status
-from seedx_batch.errors import EngineError, Fault, SpecError, Stopped
+from seedx_batch import card, models, packaged, parts, plan, platforms, seal, status
+from seedx_batch.errors import EngineError, Fault, ResumeRefused, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
 from seedx_batch.plan import Plan
@@ -99,18 +99,18 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
     directory.create()
     with directory.lock() as lock_fd:
         planned = _plan(spec, prompts, model, directory, progress)
+        directory.sweep()
         todo = planned.todo(directory.committed())
         if not todo:
-            if not directory.card.is_file():
-                card.finalize(directory.path)
+            # What is there may have been made when there were fewer parts, or was never finished.
+            card.finalize(directory.path)
             return Outcome(f"nothing left to do: all {planned.num_rows:,} rows are done\n{_where(directory)}", 0)
-        directory.sweep()
         settings = None if model.is_simulated else _settings(spec, model, planned)
         for note in () if settings is None else settings.notes:
             progress.say(note)
         environ = {} if settings is None else platforms.missing(settings, os.environ)
-        code = _watch(directory, planned, spec, environ, lock_fd, progress)
-        return _outcome(directory, planned, code)
+        code, failure = _watch(directory, planned, spec, environ, lock_fd, progress)
+        return _outcome(directory, planned, code, failure)
 
 
 def _prepare(spec: JobSpec, progress: View) -> None:
@@ -132,10 +132,21 @@ def _plan(spec: JobSpec, prompts: Prompts, model: Model, directory: RunDirectory
         planned = plan.make(spec, prompts, model)
         for warning in planned.warnings:
             progress.say(f"warning: {warning}")
+        _check_parts(planned, directory)
         directory.write_text(directory.plan, planned.to_json())
     # What does not decide results (engine, executor) may have changed since.
-    directory.write_text(directory.job, spec.to_yaml())
+    directory.write_text(directory.job, seal.closed(f"{spec.to_yaml()}# {seal.OPEN}\n"))
     return planned
+
+
+def _check_parts(planned: Plan, directory: RunDirectory) -> None:
+    """Makes sure that parts whose plan is gone are of this one."""
+    for index in sorted(directory.committed()):
+        path = directory.part(index, len(planned.shards))
+        if parts.read_footer(path).fingerprint != planned.fingerprint:
+            raise ResumeRefused(
+                Fault(str(path), "is a part of another job, whose plan.json is gone", "give this job another run_dir")
+            )
 
 
 def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSettings:
@@ -146,8 +157,8 @@ def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSet
 
 def _watch(
     directory: RunDirectory, planned: Plan, spec: JobSpec, environ: dict[str, str], lock_fd: int, progress: View
-) -> int:
-    """Runs the worker and shows its progress; its exit code. Stop signals are passed on to it.
+) -> tuple[int, tuple[str, int] | None]:
+    """Runs the worker and shows its progress; its exit code, and its last words. Stop signals are passed on to it.
 
     Args:
         environ: what the worker's environment has beside this process's.
@@ -174,13 +185,13 @@ def _watch(
                 shown_at = time.monotonic()
             time.sleep(_POLL_S)
         progress.show(status.glance(directory, planned))
-        return Stopped.exit_code if pending and code < 0 else code
+        return Stopped.exit_code if pending and code < 0 else code, worker.last_words()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _outcome(directory: RunDirectory, planned: Plan, code: int) -> Outcome:
+def _outcome(directory: RunDirectory, planned: Plan, code: int, failure: tuple[str, int] | None) -> Outcome:
     seen = status.glance(directory, planned)
     if code == 0 and seen.num_committed == seen.num_shards:
         card.finalize(directory.path)
@@ -188,15 +199,22 @@ def _outcome(directory: RunDirectory, planned: Plan, code: int) -> Outcome:
     if code == Stopped.exit_code:
         left = seen.num_rows - seen.num_done
         return Outcome(f"stopped: {seen.num_done:,} rows are done, {left:,} are left; the same command goes on", code)
-    if seen.failure is not None:
-        message, code = seen.failure
+    failure = failure or seen.failure  # the ledger may be on the disk that failed
+    if failure is not None:
+        message, code = failure
         return Outcome(f"error: {message}\nlog: {directory.log(0)}", code)
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    tail = directory.log(0).read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-    told = "\n".join(f"  {line}" for line in tail)
+    told = "\n".join(f"  {line}" for line in _log_lines(directory.log(0)))
     return Outcome(
         f"error: the worker ended with {how}; the last lines of {directory.log(0)}:\n{told}", EngineError.exit_code
     )
+
+
+def _log_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    except OSError as error:
+        return [f"(cannot be read: {error.strerror})"]
 
 
 def _where(directory: RunDirectory) -> str:

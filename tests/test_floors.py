@@ -9,12 +9,12 @@ PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
     {"errors", "records", "languages"},
-    {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer"},
+    {"stats", "spec", "prompts", "identity", "durable", "seal", "occupancy", "writer"},
     {"sources", "rundir", "journal", "parts", "ledger", "platforms", "packaged", "models", "engine", "decoding"},
     {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop"},
     {"worker"},
-    {"executors", "status", "card"},
+    {"executors", "status", "card", "validate"},
     {"launch", "progress"},
     {"preview"},
     {"cli"},
@@ -29,7 +29,7 @@ HOMES = {
     "transformers": {"engine", "packaged"},
     "click": {"cli"},
     "tqdm": {"progress"},
-    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf"},
+    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate"},
     "subprocess": {"executors", "launch", "packaged", "engine"},
 }
 
