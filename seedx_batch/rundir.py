@@ -118,7 +118,8 @@ class RunDirectory:
             self.write_text(self._holder, json.dumps(holder))
             yield fd
         finally:
-            os.close(fd)
+            with writing(self._lock):
+                os.close(fd)
 
     @contextmanager
     def still(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ import pytest
 from seedx_batch import launch, worker
 from seedx_batch.cli import main
 from seedx_batch.rundir import RunDirectory
+from seedx_batch.spec import JobSpec
 from seedx_batch.status import Status
 
 REPOSITORY = Path(__file__).parent.parent
@@ -86,7 +87,7 @@ class Silent:
         """Nothing."""
 
 
-def run_here(job: Path) -> launch.Outcome:
+def run_here(job: Path | JobSpec) -> launch.Outcome:
     """The command `run` within this process, its worker too, which is quicker and can be watched at every call.
 
     Raises:
@@ -110,7 +111,8 @@ def run_here(job: Path) -> launch.Outcome:
                     signal.signal(number, handler)
 
     with mock.patch.object(launch, "_watch", watch), mock.patch.object(worker, "_spare_collections"):
-        return launch.run(launch.load(job, (), None), fresh=False, progress=Silent())
+        spec = launch.load(job, (), None) if isinstance(job, Path) else job
+        return launch.run(spec, fresh=False, progress=Silent())
 
 
 def environment(values: Mapping[str, str]) -> dict[str, str]:
