@@ -1,6 +1,7 @@
 """A disk that fails: every call by which a run changes its folder, each in turn, and what is left can go on."""
 
 import errno
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from seedx_batch.validate import validate
 from tests.crash.small import Small, small
+from tests.jobs import seedx_batch, write_job, write_rows
 
 NEEDS_SPACE = {"create", "write", "mkdir", "link", "rename"}
 TOLD = {
@@ -113,3 +115,17 @@ def test_a_removed_folder(job: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     away.rename(job.run.path)
     assert job.attempt()[0] == 0
     assert job.visible_rows() == job.rows
+
+
+@pytest.mark.process
+def test_a_worker_that_can_write_nothing_is_heard(tmp_path: Path) -> None:
+    """What ends a worker reaches the user also where its ledger takes no line."""
+    job = write_job(tmp_path, write_rows(tmp_path / "rows.jsonl", ["a"]))
+    ledger = tmp_path / "run/.state/ledger/rank-00000.jsonl"
+    ledger.parent.mkdir(parents=True)
+    ledger.write_bytes(b"{}\n" * 30_000)
+    limits = (60_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    ended = seedx_batch("run", job, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+    assert ended.returncode == 74, ended.stderr
+    assert f"error: {ledger}: File too large; free space there, or raise the limit" in ended.stderr
+    assert seedx_batch("run", job).returncode == 0
