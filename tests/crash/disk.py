@@ -1,8 +1,9 @@
 """What a disk may hold after a crash, made from the calls of a run: the model that docs/storage.md describes.
 
 A call that changes something is an effect. A sync makes effects durable: of a file, its writes; of a folder, the names
-made, changed and removed in it. An effect that is not durable may have happened or not, each for itself and in any
-order, and of a write a beginning or nothing but its length may have. A rename is one effect, and happens whole or not.
+made, changed and removed in it. A sync that fails makes sure that no later one does. An effect that is not durable may
+have happened or not, each for itself and in any order, and of a write a beginning or nothing but its length may have. A
+rename is one effect, and happens whole or not.
 """
 
 import random
@@ -40,6 +41,7 @@ class Effect:
         name: within the folder; None of a write.
         offset: of a write; None of one that makes the file empty.
         source: the folder and name that a rename takes the file from.
+        is_doomed: a sync of it failed, so that no later one makes it durable, whatever that says.
     """
 
     where: int
@@ -49,6 +51,7 @@ class Effect:
     content: bytes = b""
     source: tuple[int, str] | None = None
     is_durable: bool = False
+    is_doomed: bool = False
 
     @property
     def fates(self) -> tuple[Fate, ...]:
@@ -85,10 +88,13 @@ class Disk:
         """What one call changes."""
         if call.name in ("open", "close"):
             return
-        if call.name == "fsync":
+        if call.name == "fsync" or (call.name, call.other) == ("failed", "fsync"):
             inode = self._inode(call.path)
             for effect in self.effects:
-                effect.is_durable |= effect.where == inode
+                if effect.where == inode and call.name == "failed":
+                    effect.is_doomed |= not effect.is_durable
+                elif effect.where == inode:
+                    effect.is_durable |= not effect.is_doomed
             return
         folder, name = self._place(call.path)
         found = self._names.get((folder, name))

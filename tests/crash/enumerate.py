@@ -43,18 +43,31 @@ class Enumeration:
     Args:
         num_random: random losses for each prefix, beside the systematic ones.
         share: of the states that the run's command is given after; every state is looked at.
+        stops: goes no further than to the first failure.
     """
 
-    def __init__(self, job: Small, seed: int, num_random: int, share: float) -> None:
+    def __init__(self, job: Small, seed: int, num_random: int, share: float, stops: bool = False) -> None:
         self._job = job
         self._draw = random.Random(seed)
         self._num_random = num_random
         self._share = share
+        self._stops = stops
         self.tally = Tally()
 
     def first_run(self) -> None:
         """Crashes in a new run."""
         self._each_prefix(Disk(str(self._job.root)), [], self._job.tap.calls, 1)
+
+    def after_a_failed_sync(self) -> None:
+        """Crashes in the run that follows one that a failed sync of a journal has ended."""
+        job = self._job
+        at = next(at for at, call in enumerate(job.tap.calls) if call.name == "fsync" and "shard" in call.path)
+        job.clear()
+        first, second = job.new_tap(at), job.new_tap()
+        if job.attempt(first)[0] != 74 or job.attempt(second)[0] != 0:
+            self.tally.failures.append("the run did not go on after a sync that failed")
+            return
+        self._each_prefix(after(str(job.root), first.calls), first.calls, second.calls, 3)
 
     def second_run(self, at: int, *, power_cut: bool) -> None:
         """Crashes in a run that goes on after a crash in the first one.
@@ -88,6 +101,8 @@ class Enumeration:
             every: states are tried after so many calls, and after the last one.
         """
         for done, call in enumerate([*calls, None]):
+            if self._stops and self.tally.failures:
+                return
             has_changed = not done or calls[done - 1].name not in ("open", "close")
             if (done % every == 0 and has_changed) or call is None:
                 promised = _promised([*earlier, *calls[:done]], call is None)
@@ -189,10 +204,10 @@ def _shown(disk: Disk, fates: Sequence[Fate]) -> str:
     return ", ".join(open_ones)
 
 
-def crash(seed: int, num_random: int, share: float, num_seconds: int) -> Tally:
-    """Crashes of a first run after each of its calls, and of second runs: after two kills, and so many more crashes."""
+def crash(seed: int, num_random: int, share: float, num_seconds: int, stops: bool = False) -> Tally:
+    """Crashes of a first run after each of its calls, and of second runs: after two kills, a failed sync, and more."""
     with small() as job:
-        enumeration = Enumeration(job, seed, num_random, share)
+        enumeration = Enumeration(job, seed, num_random, share, stops)
         enumeration.first_run()
         calls = job.tap.calls
         # Where a kill leaves what the second run must not take for durable: a last part's name, a journal's rows.
@@ -200,6 +215,7 @@ def crash(seed: int, num_random: int, share: float, num_seconds: int) -> Tally:
         unsynced_rows = min(at for at, call in enumerate(calls) if call.name == "write" and "journal" in call.path) + 1
         for at in (unsynced_name, unsynced_rows):
             enumeration.second_run(at, power_cut=False)
+        enumeration.after_a_failed_sync()
         draw = random.Random(seed)
         for number in range(num_seconds):
             enumeration.second_run(draw.randrange(len(job.tap.calls)), power_cut=bool(number % 2))
