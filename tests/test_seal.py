@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from seedx_batch import seal
@@ -13,6 +13,7 @@ from seedx_batch import seal
 def test_any_changed_byte_is_seen(head: bytes, tail: bytes, where: int, flip: int) -> None:
     """A closed seal passes; with any one byte changed, its own digits and name among them, it does not."""
     content = bytearray(head + seal.OPEN.encode() + tail)
+    assume(content.rfind(b'"sha256": "') == len(head))
     seal.close(content)
     seal.check(bytes(content))
     content[where % len(content)] ^= flip
