@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from seedx_batch import parts
 from seedx_batch.errors import SpecError
@@ -69,10 +68,7 @@ def _write_stats(run: RunDirectory, footers: list[Footer]) -> None:
         }
         for footer in footers
     ]
-    table = pa.Table.from_pylist(rows, schema=_stats_schema(rows[0]))
-    temporary = run.temporary("stats.parquet")
-    pq.write_table(table, temporary, compression="zstd")
-    run.replace(temporary, run.stats)
+    run.write_bytes(run.stats, parts.sealed(pa.Table.from_pylist(rows, schema=_stats_schema(rows[0])), {}))
 
 
 def _stats_schema(row: dict[str, Any]) -> pa.Schema:

@@ -51,8 +51,8 @@ def _say(message: str) -> None:
 def commands() -> None:
     """Offline batch translation and generation with vLLM, where no row is lost.
 
-    Exit codes: 0 done, 64 usage, 66 input, 69 engine, 74 storage, 75 stopped early (the same command
-    goes on from there), 78 job or resume refused.
+    Exit codes: 0 done, 64 usage, 65 damaged, 66 input, 69 engine, 74 storage,
+    75 stopped early (the same command goes on from there), 78 job or resume refused.
     """
 
 
@@ -110,6 +110,20 @@ def finalize(run: Path) -> None:
     from seedx_batch import card
 
     _say(card.finalize(run))
+
+
+@commands.command()
+@RUN
+@click.option(
+    "--repair", is_flag=True, help="Move what is damaged to .state/damaged, so that the run's command makes it again."
+)
+def validate(run: Path, repair: bool) -> int:
+    """Read all of RUN again and say what is damaged; 65 if anything is."""
+    from seedx_batch import validate as checking
+
+    message, code = checking.validate(run, repair=repair)
+    _say(message)
+    return code
 
 
 @commands.command()

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, memory, models, packaged, plan, platforms, status
-from seedx_batch.errors import EngineError, Fault, SpecError, Stopped
+from seedx_batch import card, memory, models, packaged, parts, plan, platforms, seal, status
+from seedx_batch.errors import EngineError, Fault, ResumeRefused, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
 from seedx_batch.plan import Plan
@@ -100,18 +100,18 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
     directory.create()
     with directory.lock() as lock_fd:
         planned = _plan(spec, prompts, model, directory, progress)
+        directory.sweep()
         todo = planned.todo(directory.committed())
         if not todo:
-            if not directory.card.is_file():
-                card.finalize(directory.path)
+            # What is there may have been made when there were fewer parts, or was never finished.
+            card.finalize(directory.path)
             return Outcome(f"nothing left to do: all {planned.num_rows:,} rows are done\n{_where(directory)}", 0)
-        directory.sweep()
         settings = None if model.is_simulated else _settings(spec, model, planned)
         for note in () if settings is None else settings.notes:
             progress.say(note)
         environ = {} if settings is None else platforms.missing(settings, os.environ)
-        code, died = _watch(directory, planned, spec, environ, lock_fd, progress)
-        outcome = _outcome(directory, planned, code, died)
+        code, failure, died = _watch(directory, planned, spec, environ, lock_fd, progress)
+        outcome = _outcome(directory, planned, code, failure, died)
         if outcome.exit_code == EngineError.exit_code and settings is not None:
             advice = memory.advice(settings.args, outcome.message, memory.free_bytes())
             return replace(outcome, message=f"{outcome.message}\n{advice}") if advice else outcome
@@ -137,10 +137,21 @@ def _plan(spec: JobSpec, prompts: Prompts, model: Model, directory: RunDirectory
         planned = plan.make(spec, prompts, model)
         for warning in planned.warnings:
             progress.say(f"warning: {warning}")
+        _check_parts(planned, directory)
         directory.write_text(directory.plan, planned.to_json())
     # What does not decide results (engine, executor) may have changed since.
-    directory.write_text(directory.job, spec.to_yaml())
+    directory.write_text(directory.job, seal.closed(f"{spec.to_yaml()}# {seal.OPEN}\n"))
     return planned
+
+
+def _check_parts(planned: Plan, directory: RunDirectory) -> None:
+    """Makes sure that parts whose plan is gone are of this one."""
+    for index in sorted(directory.committed()):
+        path = directory.part(index, len(planned.shards))
+        if parts.read_footer(path).fingerprint != planned.fingerprint:
+            raise ResumeRefused(
+                Fault(str(path), "is a part of another job, whose plan.json is gone", "give this job another run_dir")
+            )
 
 
 def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSettings:
@@ -151,7 +162,7 @@ def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSet
 
 def _watch(
     directory: RunDirectory, planned: Plan, spec: JobSpec, environ: dict[str, str], lock_fd: int, progress: View
-) -> tuple[int, bool]:
+) -> tuple[int, tuple[str, int] | None, bool]:
     """Runs the worker and shows its progress, and starts it again when its engine has died.
 
     Stop signals are passed on to it.
@@ -160,7 +171,7 @@ def _watch(
         environ: what the worker's environment has beside this process's.
 
     Returns:
-        Its exit code, and whether the engine's death ended it.
+        Its exit code, its last words, and whether the engine's death ended it.
     """
     pending: list[int] = []
 
@@ -190,25 +201,26 @@ def _watch(
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         while True:
-            code = attend(LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s))
+            worker = LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s)
+            code = attend(worker)
             seen = status.glance(directory, planned)
             progress.show(seen)
             how = supervision.death(code)
             if how is not None and pending:
-                return Stopped.exit_code, False
+                return Stopped.exit_code, None, False
             if how is None or not supervision.begins_again(how, seen.num_done):
                 break
             directory.sweep()
             progress.say(f"{how}; starting again, rows in flight are generated again")
         if code == 0:
             supervision.forget()
-        return code, how is not None
+        return code, worker.last_words(), how is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _outcome(directory: RunDirectory, planned: Plan, code: int, died: bool) -> Outcome:
+def _outcome(directory: RunDirectory, planned: Plan, code: int, failure: tuple[str, int] | None, died: bool) -> Outcome:
     seen = status.glance(directory, planned)
     if code == 0 and seen.num_committed == seen.num_shards:
         card.finalize(directory.path)
@@ -216,12 +228,21 @@ def _outcome(directory: RunDirectory, planned: Plan, code: int, died: bool) -> O
     if code == Stopped.exit_code:
         left = seen.num_rows - seen.num_done
         return Outcome(f"stopped: {seen.num_done:,} rows are done, {left:,} are left; the same command goes on", code)
+    if not died:
+        failure = failure or seen.failure  # the ledger may be on the disk that failed
+        if failure is not None:
+            message, code = failure
+            return Outcome(f"error: {message}\nlog: {directory.log(0)}", code)
     message, code = seen.failure or (f"the worker ended with exit code {code}", EngineError.exit_code)
-    if seen.failure is not None and not died:
-        return Outcome(f"error: {message}\nlog: {directory.log(0)}", code)
-    tail = directory.log(0).read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-    told = "\n".join(f"  {line}" for line in tail)
+    told = "\n".join(f"  {line}" for line in _log_lines(directory.log(0)))
     return Outcome(f"error: {message}; the last lines of {directory.log(0)}:\n{told}", code)
+
+
+def _log_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    except OSError as error:
+        return [f"(cannot be read: {error.strerror})"]
 
 
 def _where(directory: RunDirectory) -> str:

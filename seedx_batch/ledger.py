@@ -63,8 +63,9 @@ class Ledger:
     def close(self) -> None:
         """Closes the file; a later `write` opens it again."""
         if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None
+            with writing(self.path):
+                os.close(fd)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -145,6 +145,8 @@ class Loop:
             self._checkpoint_if_due()
             self.shelf.publish_full()
         self.checkpoint()
+        # A shard whose journal held every row is full without a step.
+        self.shelf.publish_full()
         self.shelf.wait()
         return not self.ahead and not self._held and not self._decoders
 

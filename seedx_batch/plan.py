@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from seedx_batch import identity, parts, sources
+from seedx_batch import identity, parts, seal, sources
 from seedx_batch.errors import Fault, ResumeRefused, SpecError, StorageError
 from seedx_batch.models import Model
 from seedx_batch.prompts import Prompts
@@ -68,7 +68,8 @@ class Plan:
             "columns": [column.to_json() for column in self.columns],
             "shards": [[paths[shard.path], shard.start_row, shard.num_rows, shard.start_byte] for shard in self.shards],
         }
-        return json.dumps(tree, ensure_ascii=False, indent=1)
+        text = json.dumps(tree, ensure_ascii=False, indent=1)
+        return seal.closed(f"{text[:-2]},\n {seal.OPEN}\n}}")
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "Plan":
@@ -78,6 +79,7 @@ class Plan:
             StorageError: it is none; `where` names the file.
         """
         try:
+            seal.check(text.encode())
             tree = json.loads(text)
             files = tuple(InputFile.from_json(entry) for entry in tree["files"])
             return cls(

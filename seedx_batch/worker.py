@@ -5,13 +5,14 @@ Must never know other workers, or who started it.
 
 import ctypes
 import gc
+import json
 import logging
 import os
 import signal
 import sys
 import time
 import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -19,11 +20,11 @@ from types import FrameType
 from seedx_batch import __version__, identity, models, platforms, suspects
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
-from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped
+from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped, StorageError
 from seedx_batch.flight import Flight
 from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger
-from seedx_batch.loop import Loop
+from seedx_batch.loop import Counters, Loop
 from seedx_batch.models import Model
 from seedx_batch.plan import Plan, completion_schema, expected_output_tokens, part_schema
 from seedx_batch.prompts import Prompts
@@ -40,12 +41,15 @@ PARENT = "SEEDX_BATCH_PARENT"
 
 POISON, STALL = "SEEDX_BATCH_SIMULATED_POISON", "SEEDX_BATCH_SIMULATED_STALL"
 """Environment variables by which a rehearsal is told of a text that kills the simulated engine, or silences it."""
+LAST_WORDS = "SEEDX_BATCH_LAST_WORDS"
+"""Environment variable with the descriptor of the pipe into which a worker says what ended it."""
 
 _WINDOWS = 2
 """Sequences in the engine at once, in units of max_num_seqs: with as many waiting as run none is free, even where a
 whole batch ends in one step and the engine, in a process of its own, does not wait for the next rows."""
 _OBJECTS_PER_COLLECTION = 20_000  # rows leave no cycles to speak of; Python's default looks every hundred rows
 _PR_SET_PDEATHSIG = 1
+_MOST_WORDS = 4000  # characters: all of it goes into a pipe that nobody may be reading yet
 _LEAVING_S = 5.0  # of the grace: for the last checkpoint and the engine's end
 
 
@@ -86,17 +90,27 @@ def work(path: Path, rank: int, world_size: int) -> int:
     try:
         spec = parse(run.read_text(run.job), str(run.job))
         finished = _work(run, spec, rank, world_size, ledger)
+        ledger.write("finished" if finished else "stopped")
     except SeedxBatchError as error:
+        _tell(error, ledger)
+        return error.exit_code
+    return 0 if finished else Stopped.exit_code
+
+
+def _tell(error: SeedxBatchError, ledger: Ledger) -> None:
+    """Says what ended the worker: in its log, its ledger, and a pipe, as the disk of those may be full."""
+    with suppress(OSError):
         traceback.print_exc()
+    with suppress(StorageError):
         if isinstance(error, Stopped):
             ledger.write("stopped")
         elif isinstance(error, EngineDied):
             ledger.write("died", message=str(error), exit_code=error.exit_code)
         else:
             ledger.write("failed", message=str(error), exit_code=error.exit_code)
-        return error.exit_code
-    ledger.write("finished" if finished else "stopped")
-    return 0 if finished else Stopped.exit_code
+    if LAST_WORDS in os.environ:
+        with suppress(OSError):  # whoever started this worker is gone
+            os.write(int(os.environ[LAST_WORDS]), json.dumps([str(error)[:_MOST_WORDS], error.exit_code]).encode())
 
 
 def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: Ledger) -> bool:
@@ -172,6 +186,14 @@ def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: P
 def _loop(
     spec: JobSpec, ahead: Ahead, engine: Engine, shelf: Shelf, flight: Flight, ledger: Ledger, stop: StopSignals
 ) -> bool:
+    untold: list[StorageError] = []
+
+    def tell(counters: Counters) -> None:
+        try:
+            ledger.write("checkpoint", **asdict(counters), num_resumed=shelf.num_resumed)
+        except StorageError as error:
+            untold.append(error)  # rows are worth more than what is told of them: those that have ended are saved first
+
     loop = Loop(
         ahead=ahead,
         engine=engine,
@@ -181,15 +203,18 @@ def _loop(
         window=(_WINDOWS if isinstance(spec.decoding, SampleDecoding) else 1) * engine.max_num_seqs,
         twins=Twins() if spec.decoding.merges else None,
         checkpoint_s=spec.executor.checkpoint_s,
-        stopping=stop.seconds_left,
-        on_checkpoint=lambda counters: ledger.write("checkpoint", **asdict(counters), num_resumed=shelf.num_resumed),
+        stopping=lambda: 0.0 if untold else stop.seconds_left(),
+        on_checkpoint=tell,
     )
     try:
-        return loop.run()
+        finished = loop.run()
     except EngineDied:
         loop.checkpoint()
         shelf.wait()
         raise
+    if untold:
+        raise untold[0]
+    return finished
 
 
 def _spare_collections() -> None:

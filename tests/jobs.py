@@ -2,20 +2,25 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seedx_batch import ledger
+from seedx_batch import launch, ledger, worker
 from seedx_batch.cli import main
+from seedx_batch.rundir import RunDirectory
+from seedx_batch.spec import JobSpec
+from seedx_batch.status import Status
 
 REPOSITORY = Path(__file__).parent.parent
 LEDGER = "run/.state/ledger/rank-00000.jsonl"
@@ -73,6 +78,44 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
         sys.argv = before
     printed = capsys.readouterr()
     return int(code or 0), printed.out, printed.err
+
+
+class Silent:
+    """A view that shows nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def show(self, status: Status) -> None:
+        """Nothing."""
+
+
+def run_here(job: Path | JobSpec) -> launch.Outcome:
+    """The command `run` within this process, its worker too, which is quicker and can be watched at every call.
+
+    Raises:
+        SeedxBatchError: what the command line would tell.
+    """
+
+    def watch(directory: RunDirectory, *_: object) -> tuple[int, tuple[str, int] | None, bool]:
+        hear, say = os.pipe()
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals() if number < 32}
+        try:
+            with mock.patch.dict(os.environ, {worker.LAST_WORDS: str(say)}):
+                code = worker.work(directory.path, 0, 1)
+            os.write(say, b" ")
+            words = os.read(hear, 1 << 16).strip()
+            return code, tuple(json.loads(words)) if words else None, False  # type: ignore[return-value]
+        finally:
+            os.close(hear)
+            os.close(say)
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+
+    with mock.patch.object(launch, "_watch", watch), mock.patch.object(worker, "_spare_collections"):
+        spec = launch.load(job, (), None) if isinstance(job, Path) else job
+        return launch.run(spec, fresh=False, progress=Silent())
 
 
 def environment(values: Mapping[str, str]) -> dict[str, str]:

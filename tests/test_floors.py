@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
     {"errors", "records", "languages"},
-    {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer", "suspects", "memory"},
+    {"stats", "spec", "prompts", "identity", "durable", "seal", "occupancy", "writer", "suspects", "memory"},
     {
         "sources",
         "rundir",
@@ -26,7 +26,7 @@ FLOORS = [
     {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop"},
     {"worker"},
-    {"executors", "status", "card", "supervision"},
+    {"executors", "status", "card", "supervision", "validate"},
     {"launch", "progress"},
     {"preview"},
     {"cli"},
@@ -41,7 +41,7 @@ HOMES = {
     "transformers": {"engine", "packaged"},
     "click": {"cli"},
     "tqdm": {"progress"},
-    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf"},
+    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate"},
     "subprocess": {"executors", "launch", "packaged", "engine"},
 }
 

@@ -3,6 +3,7 @@
 Must never know rows or the engine: it starts, signals and watches a process.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +12,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from seedx_batch.durable import writing
 from seedx_batch.rundir import RunDirectory
-from seedx_batch.worker import PARENT
+from seedx_batch.worker import LAST_WORDS, PARENT
 
 
 @dataclass
@@ -21,6 +23,7 @@ class LocalWorker:
 
     process: subprocess.Popen[bytes]
     grace_s: float
+    _words: int
     _kill_at: float | None = None
 
     @classmethod
@@ -32,18 +35,33 @@ class LocalWorker:
             lock_fd: the run's lock; the worker holds it too, so that nobody follows while it still writes.
         """
         log = run.log(0)
-        log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "seedx_batch", "worker", str(run.path), "--rank", "0", "--world-size", "1"]
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **environ, PARENT: str(os.getpid())},
-                pass_fds=[lock_fd],
-            )
-        return cls(process, grace_s)
+        hear, say = os.pipe()
+        try:
+            with writing(log):
+                log.parent.mkdir(parents=True, exist_ok=True)
+                output = log.open("ab")
+            with output:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, **environ, PARENT: str(os.getpid()), LAST_WORDS: str(say)},
+                    pass_fds=[lock_fd, say],
+                )
+        finally:
+            os.close(say)
+        return cls(process, grace_s, hear)
+
+    def last_words(self) -> tuple[str, int] | None:
+        """What an ended worker says has ended it, and the exit code of that; None if it came to its end in order."""
+        os.set_blocking(self._words, False)
+        try:
+            message, exit_code = json.loads(os.read(self._words, 1 << 16))
+        except (BlockingIOError, ValueError):  # another process holds the pipe; nothing or not all was said
+            return None
+        return message, exit_code
 
     def poll(self) -> int | None:
         """The exit code once it has ended; a worker that outlives a stop is killed here."""
