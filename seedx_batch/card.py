@@ -50,9 +50,20 @@ def finalize(path: Path) -> str:
     if not footers:
         raise SpecError(f"'{path}' holds no committed shard yet: run the job first")
     stats = sum((footer.stats for footer in footers), TokenStats())
-    _write_stats(run, footers)
     run.write_text(run.card, _card(spec, Prompts.build(spec.prompt), plan, footers, stats))
+    _write_stats(run, footers)
     return f"{len(footers)} of {len(plan.shards)} shards, {stats.num_rows:,} of {plan.num_rows:,} rows: {run.card}"
+
+
+def is_made(run: RunDirectory, plan: Plan) -> bool:
+    """Whether statistics and card are there and cover the whole plan; statistics are written last."""
+    if not run.card.is_file() or not run.stats.is_file():
+        return False
+    try:
+        num_shards: int = pq.read_metadata(run.stats).num_rows
+    except (OSError, pa.ArrowException):
+        return False
+    return num_shards == len(plan.shards)
 
 
 def _write_stats(run: RunDirectory, footers: list[Footer]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, models, packaged, plan, platforms, status
+from seedx_batch import card, models, packaged, plan, platforms, signals, status
 from seedx_batch.errors import EngineError, Fault, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
@@ -101,7 +101,7 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
         planned = _plan(spec, prompts, model, directory, progress)
         todo = planned.todo(directory.committed())
         if not todo:
-            if not directory.card.is_file():
+            if not card.is_made(directory, planned):
                 card.finalize(directory.path)
             return Outcome(f"nothing left to do: all {planned.num_rows:,} rows are done\n{_where(directory)}", 0)
         directory.sweep()
@@ -119,7 +119,8 @@ def _prepare(spec: JobSpec, progress: View) -> None:
     if not packaged.is_packaged(name) or packaged.is_prepared(name, models.cache_folder()):
         return
     progress.say(f"preparing {name} (once)")
-    done = subprocess.run([sys.executable, "-m", "seedx_batch", "prepare", name], check=False)
+    command = [sys.executable, "-m", "seedx_batch", "prepare", name]
+    done = subprocess.run(command, env={**os.environ, signals.PARENT: str(os.getpid())}, check=False)
     if done.returncode:
         raise SpecError(Fault("model.name", f"'{name}' could not be prepared", "see above"))
 
@@ -157,8 +158,7 @@ def _watch(
     def note(number: int, frame: FrameType | None) -> None:
         pending.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, note) for number in signals.heard()}
     try:
         worker = LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s)
         shown_at, num_stops = 0.0, 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from seedx_batch import signals
 from seedx_batch.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
@@ -59,7 +61,7 @@ def seedx_batch(*arguments: str | Path, **options: Any) -> subprocess.CompletedP
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     """Calls the command line within this process, which is quicker: its exit code, output and messages."""
-    before = sys.argv
+    before, handlers = sys.argv, {number: signal.getsignal(number) for number in signals.STOP}
     sys.argv = ["seedx-batch", *map(str, arguments)]
     try:
         main()
@@ -67,6 +69,8 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
         code = ended.code
     finally:
         sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     printed = capsys.readouterr()
     return int(code or 0), printed.out, printed.err
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from seedx_batch import signals
 from seedx_batch.rundir import RunDirectory
-from seedx_batch.worker import PARENT
 
 
 @dataclass
@@ -34,15 +34,20 @@ class LocalWorker:
         log = run.log(0)
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "seedx_batch", "worker", str(run.path), "--rank", "0", "--world-size", "1"]
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **environ, PARENT: str(os.getpid())},
-                pass_fds=[lock_fd],
-            )
+        # Stop signals wait for the worker until it is ready for them; before, they would end it, or be forgotten.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP)
+        try:
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, **environ, signals.PARENT: str(os.getpid())},
+                    pass_fds=[lock_fd],
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return cls(process, grace_s)
 
     def poll(self) -> int | None:
@@ -56,4 +61,4 @@ class LocalWorker:
         kill_at = time.monotonic() + (min(3.0, self.grace_s) if at_once else self.grace_s)
         self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signals.HURRY if at_once else signal.SIGTERM)
