@@ -165,10 +165,10 @@ def _watch(
         while (code := worker.poll()) is None:
             if len(pending) > num_stops:
                 num_stops = len(pending)
+                worker.stop(at_once=num_stops > 1)
                 progress.say(
                     "stopping: finished rows are being saved" + (" (once more: at once)" if num_stops > 1 else "")
                 )
-                worker.stop(at_once=num_stops > 1)
             if time.monotonic() - shown_at >= _SHOW_S:
                 progress.show(status.glance(directory, planned))
                 shown_at = time.monotonic()

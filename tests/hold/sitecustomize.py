@@ -1,11 +1,13 @@
 """For tests: holds every process that calls the function named by HOLD, until the test lets it go on.
 
-HOLD is `module:name` or `module:Class.name`; the file HELD then exists and names the process; it goes on when that file
-is removed, and is not held again. Python imports this by itself where PYTHONPATH names the folder.
+HOLD is `module:name` or `module:Class.name`; the file HELD then exists and names the process, which goes on when that
+file is removed, and is not held again. With CLOCK_RUNS_BACK the time of day is a minute earlier at every look, from a
+year ago on. Python imports this by itself where PYTHONPATH names the folder.
 """
 
 import functools
 import importlib
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -38,3 +40,8 @@ if "HOLD" in os.environ:
     for each in owners:
         owner = getattr(owner, each)
     setattr(owner, name, held(getattr(owner, name), Path(os.environ["HELD"])))
+
+if "CLOCK_RUNS_BACK" in os.environ:
+    minutes = itertools.count(365 * 24 * 60)
+    began = time.time()
+    time.time = lambda: began - 60 * next(minutes)
