@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seedx_batch import ledger
-from tests.jobs import environment, has_ended, parts_of, seedx_batch, write_job, write_rows
+from tests.jobs import environment, has_ended, parts_of, seedx_batch, wait_until, write_job, write_rows
 
 pytestmark = pytest.mark.process
 HOLD = Path(__file__).parent / "hold"
@@ -101,15 +100,6 @@ def held(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     for run in runs:
         with contextlib.suppress(ProcessLookupError, AttributeError):
             os.killpg(run.process.pid, signal.SIGKILL)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Waits until this holds, for a minute at most."""
-    deadline = time.monotonic() + 60
-    while not holds():
-        if time.monotonic() > deadline:
-            pytest.fail("waited for a minute in vain")
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

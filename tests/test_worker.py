@@ -1,13 +1,20 @@
 """Whole runs on real vLLM with tiny random models in Seed-X's shape: what only a real engine can show."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from seedx_batch import ledger
-from tests.jobs import parts_of, seedx_batch, write_job, write_rows
+from tests.jobs import environment, has_ended, parts_of, seedx_batch, wait_until, write_job, write_rows
 from tests.tiny_models import tiny_seed_x
 
 pytestmark = pytest.mark.engine
@@ -81,3 +88,38 @@ def test_faults_that_only_the_engine_knows(
     assert ended.returncode == code, ended.stderr
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("killed", ["worker", "launch"])
+def test_no_engine_outlives_its_run(tmp_path: Path, model: Path, killed: str) -> None:
+    """kill -9 of the worker and the launch, or of the launch alone, ends every process of vLLM's within seconds."""
+    path = job(
+        tmp_path / "a",
+        model,
+        decoding={"max_tokens": 900, "ignore_eos": True},
+        engine={"max_num_seqs": 2},
+        executor={"grace_s": 4},
+    )
+    told = tmp_path / "a/run/.state/ledger/rank-00000.jsonl"
+    launch = subprocess.Popen(
+        [sys.executable, "-m", "seedx_batch", "run", str(path)],
+        env=environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: launch.poll() is not None or "loaded" in {line["event"] for line in ledger.read(told)}, 400)
+        (worker,) = psutil.Process(launch.pid).children()
+        below = worker.children(recursive=True)
+        names = {process.name() for process in below}
+        assert any("EngineCor" in name for name in names), names
+        assert any("Worker" in name for name in names), names
+        launch.kill()
+        if killed == "worker":
+            worker.kill()
+        launch.wait()
+        began = time.monotonic()
+        wait_until(lambda: all(has_ended(process.pid) for process in (worker, *below)), 60)
+        print(f"all have ended after {time.monotonic() - began:.1f} s")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launch.pid, signal.SIGKILL)
