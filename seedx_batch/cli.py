@@ -53,8 +53,8 @@ def _say(message: str) -> None:
 def commands() -> None:
     """Offline batch translation and generation with vLLM, where no row is lost.
 
-    Exit codes: 0 done, 64 usage, 66 input, 69 engine, 74 storage, 75 stopped early (the same command
-    goes on from there), 78 job or resume refused.
+    Exit codes: 0 done, 64 usage, 65 too many rows fail, 66 input, 69 engine, 74 storage, 75 stopped early
+    (the same command goes on from there), 78 job or resume refused.
     """
 
 

@@ -277,6 +277,9 @@ class ExecutorSpec(Section):
     kind: Literal["local"] = "local"
     checkpoint_s: float = Field(2.0, gt=0, description="Finished rows are on disk after at most so many seconds.")
     grace_s: float = Field(20.0, ge=1, description="A stop signal is obeyed within so many seconds.")
+    max_error_rate: float | None = Field(
+        0.05, ge=0, le=1, description="Stop when a larger share of the rows fails, of 200 or more; null: never."
+    )
 
 
 def _method_of(value: object) -> str:

@@ -18,9 +18,10 @@ from types import FrameType
 from seedx_batch import __version__, identity, models, platforms, signals
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
-from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped
+from seedx_batch.error_rate import ErrorRate
+from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped, TooManyErrors
 from seedx_batch.intake import Intake
-from seedx_batch.ledger import Ledger
+from seedx_batch.ledger import Ledger, rows_since
 from seedx_batch.loop import Loop
 from seedx_batch.models import Model
 from seedx_batch.plan import Plan, completion_schema, expected_output_tokens, part_schema
@@ -168,6 +169,7 @@ def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger:
         checkpoint_s=spec.executor.checkpoint_s,
         stopping=stop.seconds_left,
         on_checkpoint=lambda counters: ledger.write("checkpoint", **asdict(counters), num_resumed=shelf.num_resumed),
+        errors=ErrorRate(spec.executor.max_error_rate, *rows_since(ledger.path, TooManyErrors.exit_code)),
     )
     try:
         return loop.run()

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
     {"errors", "records", "languages"},
-    {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer", "signals"},
+    {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer", "signals", "error_rate"},
     {"sources", "rundir", "journal", "parts", "ledger", "platforms", "packaged", "models", "engine", "decoding"},
     {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop"},
