@@ -49,8 +49,8 @@ def finalize(path: Path) -> str:
     if not footers:
         raise SpecError(f"'{path}' holds no committed shard yet: run the job first")
     stats = sum((footer.stats for footer in footers), TokenStats())
-    _write_stats(run, footers)
     run.write_text(run.card, _card(spec, Prompts.build(spec.prompt), plan, footers, stats))
+    _write_stats(run, footers)
     return f"{len(footers)} of {len(plan.shards)} shards, {stats.num_rows:,} of {plan.num_rows:,} rows: {run.card}"
 
 

@@ -5,14 +5,15 @@ Takes no decision: it reads arguments, calls one function, and shows what that g
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from seedx_batch import __version__
-from seedx_batch.errors import SeedxBatchError
+from seedx_batch import __version__, signals
+from seedx_batch.errors import SeedxBatchError, Stopped
 
 OVERRIDES = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value: engine.max_num_seqs=64."
@@ -43,7 +44,8 @@ def main() -> NoReturn:
 
 
 def _say(message: str) -> None:
-    click.echo(message, err=True)
+    with signals.unheard():
+        click.echo(message, err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,8 +53,10 @@ def _say(message: str) -> None:
 def commands() -> None:
     """Offline batch translation and generation with vLLM, where no row is lost.
 
-    Exit codes: 0 done, 64 usage, 65 damaged, 66 input, 69 engine, 74 storage,
-    75 stopped early (the same command goes on from there), 78 job or resume refused.
+    \b
+    Exit codes: 0 done, 64 usage, 65 too many rows fail, or damage was found, 66 input,
+    69 engine, 74 storage, 75 stopped early (the same command goes on from there),
+    78 job or resume refused.
     """
 
 
@@ -65,12 +69,14 @@ def commands() -> None:
 )
 def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool) -> int:
     """Run JOB, or go on with it where it was stopped."""
+    signals.leave_at_once(Stopped.exit_code, "stopped: the same command goes on")
     from seedx_batch import launch
     from seedx_batch.progress import Progress
 
     spec = launch.load(job, overrides, limit)
     with Progress(spec.name) as progress:
         outcome = launch.run(spec, fresh=fresh, progress=progress)
+    signals.ignore()
     _say(outcome.message)
     return outcome.exit_code
 
@@ -140,6 +146,7 @@ def prepare(name: str) -> None:
     """Make the model package:NAME ready in the cache folder."""
     from seedx_batch import models, packaged
 
+    signals.end_with_parent(signal.SIGKILL)
     name = name if packaged.is_packaged(name) else packaged.PREFIX + name
     folder = packaged.prepare(name, models.cache_folder(), _say)
     _say(f"{name} is ready: {folder}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, memory, models, packaged, parts, plan, platforms, seal, status
+from seedx_batch import card, memory, models, packaged, parts, plan, platforms, seal, signals, status
 from seedx_batch.errors import EngineError, Fault, ResumeRefused, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
@@ -124,7 +124,8 @@ def _prepare(spec: JobSpec, progress: View) -> None:
     if not packaged.is_packaged(name) or packaged.is_prepared(name, models.cache_folder()):
         return
     progress.say(f"preparing {name} (once)")
-    done = subprocess.run([sys.executable, "-m", "seedx_batch", "prepare", name], check=False)
+    command = [sys.executable, "-m", "seedx_batch", "prepare", name]
+    done = subprocess.run(command, env={**os.environ, signals.PARENT: str(os.getpid())}, check=False)
     if done.returncode:
         raise SpecError(Fault("model.name", f"'{name}' could not be prepared", "see above"))
 
@@ -185,10 +186,10 @@ def _watch(
         while (code := worker.poll()) is None:
             if len(pending) > num_stops:
                 num_stops = len(pending)
+                worker.stop(at_once=num_stops > 1)
                 progress.say(
                     "stopping: finished rows are being saved" + (" (once more: at once)" if num_stops > 1 else "")
                 )
-                worker.stop(at_once=num_stops > 1)
             if supervision.is_stalled():
                 worker.kill()
             if time.monotonic() - shown_at >= _SHOW_S:
@@ -197,8 +198,7 @@ def _watch(
             time.sleep(_POLL_S)
         return code
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, note) for number in signals.heard()}
     try:
         while True:
             worker = LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s)

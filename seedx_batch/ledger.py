@@ -116,6 +116,21 @@ def totals(folder: Path) -> dict[str, float]:
     return sums
 
 
+def rows_since(path: Path, exit_code: int) -> tuple[int, int]:
+    """How many rows one worker's launches have ended, and with an error, since the last that failed with this code.
+
+    Raises:
+        StorageError: the ledger cannot be read.
+    """
+    last: dict[str, dict[str, Any]] = {}
+    for line in read(path):
+        if line["event"] == "checkpoint":
+            last[line["launch"]] = line
+        elif line["event"] == "failed" and line.get("exit_code") == exit_code:
+            last.clear()
+    return sum(line["num_rows"] for line in last.values()), sum(line["num_errors"] for line in last.values())
+
+
 def _open(path: Path) -> int:
     """A descriptor that appends to the ledger; a line that a crash has left without its end is ended first."""
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)

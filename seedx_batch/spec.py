@@ -281,6 +281,9 @@ class ExecutorSpec(Section):
     max_engine_restarts: int = Field(
         12, ge=0, description="Starts after deaths of the engine, at most, without one more row at its end."
     )
+    max_error_rate: float | None = Field(
+        0.05, ge=0, le=1, description="Stop when a larger share of the rows fails, of 200 or more; null: never."
+    )
 
 
 def _method_of(value: object) -> str:

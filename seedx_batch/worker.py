@@ -3,7 +3,6 @@
 Must never know other workers, or who started it.
 """
 
-import ctypes
 import gc
 import json
 import logging
@@ -17,13 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from seedx_batch import __version__, identity, models, platforms, suspects
+from seedx_batch import __version__, identity, models, platforms, signals, suspects
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
-from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped, StorageError
+from seedx_batch.error_rate import ErrorRate
+from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped, StorageError, TooManyErrors
 from seedx_batch.flight import Flight
 from seedx_batch.intake import Intake
-from seedx_batch.ledger import Ledger
+from seedx_batch.ledger import Ledger, rows_since
 from seedx_batch.loop import Counters, Loop
 from seedx_batch.models import Model
 from seedx_batch.plan import Plan, completion_schema, expected_output_tokens, part_schema
@@ -36,9 +36,6 @@ from seedx_batch.twins import Twins
 
 _log = logging.getLogger(__name__)
 
-PARENT = "SEEDX_BATCH_PARENT"
-"""Environment variable by which a worker knows the process that it must not outlive."""
-
 POISON, STALL = "SEEDX_BATCH_SIMULATED_POISON", "SEEDX_BATCH_SIMULATED_STALL"
 """Environment variables by which a rehearsal is told of a text that kills the simulated engine, or silences it."""
 LAST_WORDS = "SEEDX_BATCH_LAST_WORDS"
@@ -48,33 +45,46 @@ _WINDOWS = 2
 """Sequences in the engine at once, in units of max_num_seqs: with as many waiting as run none is free, even where a
 whole batch ends in one step and the engine, in a process of its own, does not wait for the next rows."""
 _OBJECTS_PER_COLLECTION = 20_000  # rows leave no cycles to speak of; Python's default looks every hundred rows
-_PR_SET_PDEATHSIG = 1
 _MOST_WORDS = 4000  # characters: all of it goes into a pipe that nobody may be reading yet
 _LEAVING_S = 5.0  # of the grace: for the last checkpoint and the engine's end
 
 
 class StopSignals:
-    """SIGTERM, SIGUSR2, SIGHUP and SIGINT ask for an early end; a second one asks for it at once."""
+    """SIGTERM, SIGUSR2, SIGHUP and SIGINT ask for an early end; a second one asks for it at once.
+
+    Those that were sent before, and that the launch has kept from a process not ready for them, count from here.
+    """
 
     def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
         self._drain_s = max(grace_s - _LEAVING_S, grace_s / 2)
-        self._times: list[float] = []
+        self._asked_at: float | None = None
+        self._at_once = False
+        self._is_child = signals.PARENT in os.environ
         self.loading = True
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
+        for number in (*signals.heard(), signals.HURRY):
             signal.signal(number, self._note)
-        # A parent passes the terminal's Ctrl-C on as SIGTERM; taking it twice would count as the second one.
-        signal.signal(signal.SIGINT, signal.SIG_IGN if PARENT in os.environ else self._note)
+        if self._is_child:  # a terminal's Ctrl-C is for the parent, which passes it on
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._times.append(time.monotonic())
+        if self._asked_at is not None:
+            # What reaches the whole process group comes a second time, from the parent.
+            self._at_once = self._at_once or number == signals.HURRY or not self._is_child
+            return
+        self._asked_at = time.monotonic()
+        self._at_once = number == signals.HURRY
+        # An engine that hangs must not keep this process, should nobody be left to kill it.
+        signal.setitimer(signal.ITIMER_REAL, self._grace_s)
         if self.loading:
             raise Stopped("stopped while the engine was loading")
 
     def seconds_left(self) -> float | None:
         """Seconds that rows in flight still have; None while nobody asked to stop."""
-        if not self._times:
+        if self._asked_at is None:
             return None
-        return 0.0 if len(self._times) > 1 else self._drain_s - (time.monotonic() - self._times[0])
+        return 0.0 if self._at_once else self._drain_s - (time.monotonic() - self._asked_at)
 
 
 def work(path: Path, rank: int, world_size: int) -> int:
@@ -83,7 +93,7 @@ def work(path: Path, rank: int, world_size: int) -> int:
     Returns:
         The exit code; what went wrong is in the ledger and the log.
     """
-    _end_with_parent()
+    signals.end_with_parent(signal.SIGTERM)
     _log.setLevel(logging.INFO)
     run = RunDirectory(path)
     ledger = Ledger(run.ledger(rank))
@@ -205,6 +215,7 @@ def _loop(
         checkpoint_s=spec.executor.checkpoint_s,
         stopping=lambda: 0.0 if untold else stop.seconds_left(),
         on_checkpoint=tell,
+        errors=ErrorRate(spec.executor.max_error_rate, *rows_since(ledger.path, TooManyErrors.exit_code)),
     )
     try:
         finished = loop.run()
@@ -222,13 +233,3 @@ def _spare_collections() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS_PER_COLLECTION, 20, 20)
-
-
-def _end_with_parent() -> None:
-    """Asks the kernel for a SIGTERM when the parent that started this worker is gone."""
-    parent = os.environ.get(PARENT)
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):
-        raise Stopped("the process that started this worker is gone")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seedx_batch import launch, ledger, worker
+from seedx_batch import launch, ledger, signals, worker
 from seedx_batch.cli import main
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.spec import JobSpec
@@ -68,7 +68,7 @@ def seedx_batch(*arguments: str | Path, **options: Any) -> subprocess.CompletedP
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     """Calls the command line within this process, which is quicker: its exit code, output and messages."""
-    before = sys.argv
+    before, handlers = sys.argv, {number: signal.getsignal(number) for number in signals.STOP}
     sys.argv = ["seedx-batch", *map(str, arguments)]
     try:
         main()
@@ -76,6 +76,8 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
         code = ended.code
     finally:
         sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     printed = capsys.readouterr()
     return int(code or 0), printed.out, printed.err
 
@@ -152,6 +154,15 @@ def has_ended(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Goes on once this holds; fails the test where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited for {seconds} s in vain")
+        time.sleep(0.02)
 
 
 def parts_of(run: Path) -> pa.Table:

@@ -9,7 +9,20 @@ PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
     {"errors", "records", "languages"},
-    {"stats", "spec", "prompts", "identity", "durable", "seal", "occupancy", "writer", "suspects", "memory"},
+    {
+        "stats",
+        "spec",
+        "prompts",
+        "identity",
+        "durable",
+        "seal",
+        "occupancy",
+        "writer",
+        "suspects",
+        "memory",
+        "signals",
+        "error_rate",
+    },
     {
         "sources",
         "rundir",

@@ -12,9 +12,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from seedx_batch import signals
 from seedx_batch.durable import writing
 from seedx_batch.rundir import RunDirectory
-from seedx_batch.worker import LAST_WORDS, PARENT
+from seedx_batch.worker import LAST_WORDS
 
 
 @dataclass
@@ -37,6 +38,8 @@ class LocalWorker:
         log = run.log(0)
         command = [sys.executable, "-m", "seedx_batch", "worker", str(run.path), "--rank", "0", "--world-size", "1"]
         hear, say = os.pipe()
+        # Stop signals wait for the worker until it is ready for them; before, they would end it, or be forgotten.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP)
         try:
             with writing(log):
                 log.parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +50,12 @@ class LocalWorker:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, **environ, PARENT: str(os.getpid()), LAST_WORDS: str(say)},
+                    env={**os.environ, **environ, signals.PARENT: str(os.getpid()), LAST_WORDS: str(say)},
                     pass_fds=[lock_fd, say],
                 )
         finally:
             os.close(say)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return cls(process, grace_s, hear)
 
     def last_words(self) -> tuple[str, int] | None:
@@ -79,4 +83,4 @@ class LocalWorker:
         kill_at = time.monotonic() + (min(3.0, self.grace_s) if at_once else self.grace_s)
         self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signals.HURRY if at_once else signal.SIGTERM)
