@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,13 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seedx_batch import launch, worker
+from seedx_batch import launch, ledger, worker
 from seedx_batch.cli import main
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.spec import JobSpec
 from seedx_batch.status import Status
 
 REPOSITORY = Path(__file__).parent.parent
+LEDGER = "run/.state/ledger/rank-00000.jsonl"
+"""Where a job of `write_job` has its worker's ledger, from the job's folder."""
 
 
 def write_rows(path: Path, texts: Sequence[str]) -> Path:
@@ -94,7 +97,7 @@ def run_here(job: Path | JobSpec) -> launch.Outcome:
         SeedxBatchError: what the command line would tell.
     """
 
-    def watch(directory: RunDirectory, *_: object) -> tuple[int, tuple[str, int] | None]:
+    def watch(directory: RunDirectory, *_: object) -> tuple[int, bool, tuple[str, int] | None]:
         hear, say = os.pipe()
         handlers = {number: signal.getsignal(number) for number in signal.valid_signals() if number < 32}
         try:
@@ -102,7 +105,7 @@ def run_here(job: Path | JobSpec) -> launch.Outcome:
                 code = worker.work(directory.path, 0, 1)
             os.write(say, b" ")
             words = os.read(hear, 1 << 16).strip()
-            return code, tuple(json.loads(words)) if words else None  # type: ignore[return-value]
+            return code, False, tuple(json.loads(words)) if words else None  # type: ignore[return-value]
         finally:
             os.close(hear)
             os.close(say)
@@ -118,6 +121,29 @@ def run_here(job: Path | JobSpec) -> launch.Outcome:
 def environment(values: Mapping[str, str]) -> dict[str, str]:
     """The environment in which the command line finds this repository."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **values}
+
+
+def start(job: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """The command line as a process group of its own, as a shell or a scheduler starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "seedx_batch", "run", str(job)],
+        env=environment(env or {}),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_rows(job: Path, least: int, earlier: Collection[str] = ()) -> None:
+    """Waits until a launch that is none of the earlier ones tells of so many finished rows."""
+    path = job.parent / LEDGER
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        last = ledger.read_last(path) or {}
+        if last.get("launch") not in earlier and last.get("num_rows", 0) >= least:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"no {least} rows within a minute")
 
 
 def has_ended(pid: int) -> bool:

@@ -61,6 +61,8 @@ class LocalWorker:
             message, exit_code = json.loads(os.read(self._words, 1 << 16))
         except (BlockingIOError, ValueError):  # another process holds the pipe; nothing or not all was said
             return None
+        finally:
+            os.close(self._words)
         return message, exit_code
 
     def poll(self) -> int | None:
@@ -68,6 +70,11 @@ class LocalWorker:
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             self.process.kill()
         return self.process.poll()
+
+    def kill(self) -> None:
+        """Ends it without a word, and waits until it is gone."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self, *, at_once: bool) -> None:
         """Asks it to stop; it is killed when it has not obeyed within `grace_s`, or 3 seconds if `at_once`."""

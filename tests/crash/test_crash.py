@@ -23,6 +23,7 @@ SYSCALL = re.compile(r"(?:\d+ +)?(\w+)\((.*)")
 RECORDED_AS = {
     "openat": "create",
     "write": "write",
+    "fallocate": "allocate",
     "fsync": "fsync",
     "rename": "rename",
     "link": "link",
@@ -32,7 +33,7 @@ RECORDED_AS = {
 }
 OTHERS_THAT_CHANGE = (
     "pwrite64,writev,pwritev,pwritev2,fdatasync,sync_file_range,syncfs,renameat,renameat2,linkat,symlink,symlinkat,"
-    "mkdirat,rmdir,creat,truncate,ftruncate,fallocate,copy_file_range,sendfile,splice,mknod,mknodat,setxattr,fsetxattr"
+    "mkdirat,rmdir,creat,truncate,ftruncate,copy_file_range,sendfile,splice,mknod,mknodat,setxattr,fsetxattr"
 )
 
 
