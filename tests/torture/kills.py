@@ -104,6 +104,9 @@ class Here:
         """Its exit code."""
         return self.code
 
+    def last_words(self) -> None:
+        """None: what it has to say is in its ledger."""
+
 
 class Silent:
     """Shows nothing."""
