@@ -58,7 +58,11 @@ class Flight:
         _HEADER.pack_into(self._map, 0, self._num_begun, self._num_ended)
 
     def close(self) -> None:
-        """Closes the file; what it holds stays."""
+        """Closes the file; what it holds stays.
+
+        Raises:
+            StorageError: the system says that it could not.
+        """
         self._map.close()
         with writing(self._path):
             os.close(self._fd)

@@ -110,8 +110,8 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
         for note in () if settings is None else settings.notes:
             progress.say(note)
         environ = {} if settings is None else platforms.missing(settings, os.environ)
-        code, died, words = _watch(directory, planned, spec, environ, lock_fd, progress)
-        outcome = _outcome(directory, planned, code, died, words)
+        code, failure, died = _watch(directory, planned, spec, environ, lock_fd, progress)
+        outcome = _outcome(directory, planned, code, failure, died)
         if outcome.exit_code == EngineError.exit_code and settings is not None:
             advice = memory.advice(settings.args, outcome.message, memory.free_bytes())
             return replace(outcome, message=f"{outcome.message}\n{advice}") if advice else outcome
@@ -162,7 +162,7 @@ def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSet
 
 def _watch(
     directory: RunDirectory, planned: Plan, spec: JobSpec, environ: dict[str, str], lock_fd: int, progress: View
-) -> tuple[int, bool, tuple[str, int] | None]:
+) -> tuple[int, tuple[str, int] | None, bool]:
     """Runs the worker and shows its progress, and starts it again when its engine has died.
 
     Stop signals are passed on to it.
@@ -171,7 +171,7 @@ def _watch(
         environ: what the worker's environment has beside this process's.
 
     Returns:
-        Its exit code, whether the engine's death ended it, and its last words.
+        Its exit code, its last words, and whether the engine's death ended it.
     """
     pending: list[int] = []
 
@@ -180,7 +180,7 @@ def _watch(
 
     supervision = Supervision(directory, 0, spec.executor)
 
-    def attend(worker: LocalWorker) -> tuple[int, tuple[str, int] | None]:
+    def attend(worker: LocalWorker) -> int:
         shown_at, num_stops = 0.0, 0
         while (code := worker.poll()) is None:
             if len(pending) > num_stops:
@@ -195,31 +195,32 @@ def _watch(
                 progress.show(status.glance(directory, planned))
                 shown_at = time.monotonic()
             time.sleep(_POLL_S)
-        return code, worker.last_words()
+        return code
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         while True:
-            code, words = attend(LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s))
+            worker = LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s)
+            code = attend(worker)
             seen = status.glance(directory, planned)
             progress.show(seen)
             how = supervision.death(code)
             if how is not None and pending:
-                return Stopped.exit_code, False, None
+                return Stopped.exit_code, None, False
             if how is None or not supervision.begins_again(how, seen.num_done):
                 break
             directory.sweep()
             progress.say(f"{how}; starting again, rows in flight are generated again")
         if code == 0:
             supervision.forget()
-        return code, how is not None, words
+        return code, worker.last_words(), how is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _outcome(directory: RunDirectory, planned: Plan, code: int, died: bool, words: tuple[str, int] | None) -> Outcome:
+def _outcome(directory: RunDirectory, planned: Plan, code: int, failure: tuple[str, int] | None, died: bool) -> Outcome:
     seen = status.glance(directory, planned)
     if code == 0 and seen.num_committed == seen.num_shards:
         card.finalize(directory.path)
@@ -227,11 +228,12 @@ def _outcome(directory: RunDirectory, planned: Plan, code: int, died: bool, word
     if code == Stopped.exit_code:
         left = seen.num_rows - seen.num_done
         return Outcome(f"stopped: {seen.num_done:,} rows are done, {left:,} are left; the same command goes on", code)
-    # The ledger may be on the disk that failed; how often an engine has died only the supervision knows.
-    failure = seen.failure if died else words or seen.failure
-    message, code = failure or (f"the worker ended with exit code {code}", EngineError.exit_code)
-    if failure is not None and not died:
-        return Outcome(f"error: {message}\nlog: {directory.log(0)}", code)
+    if not died:
+        failure = failure or seen.failure  # the ledger may be on the disk that failed
+        if failure is not None:
+            message, code = failure
+            return Outcome(f"error: {message}\nlog: {directory.log(0)}", code)
+    message, code = seen.failure or (f"the worker ended with exit code {code}", EngineError.exit_code)
     told = "\n".join(f"  {line}" for line in _log_lines(directory.log(0)))
     return Outcome(f"error: {message}; the last lines of {directory.log(0)}:\n{told}", code)
 

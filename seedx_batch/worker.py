@@ -39,10 +39,10 @@ _log = logging.getLogger(__name__)
 PARENT = "SEEDX_BATCH_PARENT"
 """Environment variable by which a worker knows the process that it must not outlive."""
 
-LAST_WORDS = "SEEDX_BATCH_LAST_WORDS"
-"""Environment variable with the descriptor of the pipe into which a worker says what ended it."""
 POISON, STALL = "SEEDX_BATCH_SIMULATED_POISON", "SEEDX_BATCH_SIMULATED_STALL"
 """Environment variables by which a rehearsal is told of a text that kills the simulated engine, or silences it."""
+LAST_WORDS = "SEEDX_BATCH_LAST_WORDS"
+"""Environment variable with the descriptor of the pipe into which a worker says what ended it."""
 
 _WINDOWS = 2
 """Sequences in the engine at once, in units of max_num_seqs: with as many waiting as run none is free, even where a

@@ -97,7 +97,7 @@ def run_here(job: Path | JobSpec) -> launch.Outcome:
         SeedxBatchError: what the command line would tell.
     """
 
-    def watch(directory: RunDirectory, *_: object) -> tuple[int, bool, tuple[str, int] | None]:
+    def watch(directory: RunDirectory, *_: object) -> tuple[int, tuple[str, int] | None, bool]:
         hear, say = os.pipe()
         handlers = {number: signal.getsignal(number) for number in signal.valid_signals() if number < 32}
         try:
@@ -105,7 +105,7 @@ def run_here(job: Path | JobSpec) -> launch.Outcome:
                 code = worker.work(directory.path, 0, 1)
             os.write(say, b" ")
             words = os.read(hear, 1 << 16).strip()
-            return code, False, tuple(json.loads(words)) if words else None  # type: ignore[return-value]
+            return code, tuple(json.loads(words)) if words else None, False  # type: ignore[return-value]
         finally:
             os.close(hear)
             os.close(say)

@@ -234,7 +234,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
 def test_progress_without_a_terminal(tmp_path: Path) -> None:
     """Where the output is no terminal, progress is plain lines without carriage returns."""
-    done = seedx_batch("run", slow_job(tmp_path, 5_000))
+    done = seedx_batch("run", slow_job(tmp_path))
     assert "\r" not in done.stderr
     assert "small: " in done.stderr
 

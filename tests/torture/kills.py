@@ -105,7 +105,7 @@ class Here:
         return self.code
 
     def last_words(self) -> None:
-        """None: what it has to say is in its ledger."""
+        """None that its ledger does not hold."""
 
 
 class Silent:
