@@ -65,6 +65,8 @@ class LocalWorker:
             message, exit_code = json.loads(os.read(self._words, 1 << 16))
         except (BlockingIOError, ValueError):  # another process holds the pipe; nothing or not all was said
             return None
+        finally:
+            os.close(self._words)
         return message, exit_code
 
     def poll(self) -> int | None:

@@ -110,6 +110,10 @@ class Disk:
             case "write" if found is not None:
                 self.effects.append(Effect(found, found, offset=self._sizes[found], content=call.content))
                 self._sizes[found] += len(call.content)
+            case "allocate" if found is not None:
+                more = call.content[self._sizes[found] :]
+                self.effects.append(Effect(found, found, offset=self._sizes[found], content=more))
+                self._sizes[found] += len(more)
             case "link":
                 self._give(folder, name, self._inode(call.other))
             case "rename":

@@ -21,6 +21,8 @@ from tests.crash.small import Small, rows_of, small
 from tests.crash.tap import Call
 
 SEED = 4
+_EVERY = 5
+"""Of a run that goes on after a crash, crashes are tried after every so many calls; of the first run, after each."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Enumeration:
         if job.attempt(first)[0] != 74 or job.attempt(second)[0] != 0:
             self.tally.failures.append("the run did not go on after a sync that failed")
             return
-        self._each_prefix(after(str(job.root), first.calls), first.calls, second.calls, 3)
+        self._each_prefix(after(str(job.root), first.calls), first.calls, second.calls, _EVERY)
 
     def second_run(self, at: int, *, power_cut: bool) -> None:
         """Crashes in a run that goes on after a crash in the first one.
@@ -90,9 +92,9 @@ class Enumeration:
             self.tally.failures.append(f"second run after {at} calls: {code} {message}")
             return
         if power_cut:
-            self._each_prefix(Disk.of(str(job.root), tree), [], tap.calls, 3)
+            self._each_prefix(Disk.of(str(job.root), tree), [], tap.calls, _EVERY)
         else:
-            self._each_prefix(disk, earlier, tap.calls, 3)
+            self._each_prefix(disk, earlier, tap.calls, _EVERY)
 
     def _each_prefix(self, disk: Disk, earlier: Sequence[Call], calls: Sequence[Call], every: int) -> None:
         """Crashes after every prefix of some calls on a disk.

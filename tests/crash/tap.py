@@ -14,10 +14,13 @@ from typing import Any
 from unittest import mock
 
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_NEEDS_SPACE = {"create", "write", "mkdir", "link", "rename"}
+NEEDS_SPACE = {"create", "write", "allocate", "mkdir", "link", "rename"}
 _REALLY = {
     name: getattr(os, name)
-    for name in ("open", "write", "fsync", "close", "link", "rename", "replace", "unlink", "mkdir", "pwrite")
+    for name in (
+        *("open", "write", "pwrite", "posix_fallocate", "fsync", "close"),
+        *("link", "rename", "replace", "unlink", "mkdir"),
+    )
 }
 
 
@@ -26,7 +29,8 @@ class Call:
     """One call.
 
     Args:
-        name: create (open for writing), write, fsync, close, link, rename, unlink, mkdir; open (of a folder to sync).
+        name: create (open for writing), write, allocate (zeros), fsync, close, link, rename, unlink, mkdir; open (of a
+            folder to sync).
         path: what it changes; of link and rename the new name.
         other: the old name.
     """
@@ -61,7 +65,7 @@ class Tap:
 
     def _note(self, call: Call, before_failing: Callable[[], object] | None = None) -> None:
         """Records a call, or fails in its place."""
-        is_full = self.failed is not None and self._number in (errno.ENOSPC, errno.EDQUOT) and call.name in _NEEDS_SPACE
+        is_full = self.failed is not None and self._number in (errno.ENOSPC, errno.EDQUOT) and call.name in NEEDS_SPACE
         if len(self.calls) == self._fail_at or is_full:
             if self.failed is None:
                 self.failed = call
@@ -92,6 +96,12 @@ class Tap:
         if fd in self._paths:
             raise NotImplementedError("the tap knows no pwrite")
         return int(_REALLY["pwrite"](fd, *arguments))
+
+    def posix_fallocate(self, fd: int, start: int, size: int) -> None:
+        with self._mine:
+            if fd in self._paths:
+                self._note(Call("allocate", self._paths[fd], content=bytes(start + size)))
+            _REALLY["posix_fallocate"](fd, start, size)
 
     def fsync(self, fd: int) -> None:
         with self._mine:
@@ -135,6 +145,7 @@ class Tap:
             "open": self.open,
             "write": self.write,
             "pwrite": self.pwrite,
+            "posix_fallocate": self.posix_fallocate,
             "fsync": self.fsync,
             "close": self.close,
             "link": self._two("link", "link"),

@@ -9,9 +9,9 @@ import pytest
 
 from seedx_batch.validate import validate
 from tests.crash.small import Small, small
+from tests.crash.tap import NEEDS_SPACE
 from tests.jobs import seedx_batch, write_job, write_rows
 
-NEEDS_SPACE = {"create", "write", "mkdir", "link", "rename"}
 TOLD = {
     errno.ENOSPC: "No space left on device; free space there",
     errno.EDQUOT: "Disk quota exceeded; free space there, or have the quota raised",
