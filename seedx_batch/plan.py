@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +28,8 @@ class Plan:
     """A job cut into shards.
 
     Args:
-        facts: everything that decides results; the fingerprint is made of them.
+        facts: everything that decided results when the run began; the fingerprint is made of them, and neither is
+            changed by rows that are added later or failed rows that run again.
         columns: the input columns that the parts carry.
         id_column: the input column that names rows, if there is one.
         warnings: what was noticed while the rows were counted.
@@ -66,7 +66,10 @@ class Plan:
             "facts": self.facts,
             "files": [file.to_json() for file in self.files],
             "columns": [column.to_json() for column in self.columns],
-            "shards": [[paths[shard.path], shard.start_row, shard.num_rows, shard.start_byte] for shard in self.shards],
+            "shards": [
+                [paths[shard.path], shard.start_row, shard.num_rows, shard.start_byte, shard.num_bytes, shard.digest]
+                for shard in self.shards
+            ],
         }
         return json.dumps(tree, ensure_ascii=False, indent=1)
 
@@ -85,8 +88,7 @@ class Plan:
                 facts=tree["facts"],
                 files=files,
                 shards=tuple(
-                    Shard(index, files[file].path, start_row, num_rows, start_byte)
-                    for index, (file, start_row, num_rows, start_byte) in enumerate(tree["shards"])
+                    Shard(index, files[file].path, *slice_) for index, (file, *slice_) in enumerate(tree["shards"])
                 ),
                 columns=tuple(CarriedColumn.from_json(entry) for entry in tree["columns"]),
                 id_column=tree["id_column"],
@@ -112,7 +114,8 @@ def make(spec: JobSpec, prompts: Prompts, model: Model, on_rows: Callable[[int],
     if faults:
         raise SpecError(faults)
     part_schema(scan.columns, spec, prompts)
-    facts = facts_of(spec, prompts, model, scan.files)
+    files = {file.path: f"{file.num_rows} rows, {file.num_bytes} bytes, {file.digest}" for file in scan.files}
+    facts = facts_of(spec, prompts, model, files)
     return Plan(
         fingerprint=identity.fingerprint(facts),
         facts=facts,
@@ -138,12 +141,14 @@ def expected_output_tokens(plan: Plan, spec: JobSpec) -> int:
     return round(plan.num_rows * max(1, min(per_row, most.max)))
 
 
-def facts_of(spec: JobSpec, prompts: Prompts, model: Model, files: tuple[InputFile, ...]) -> dict[str, Any]:
-    """Everything that decides the results of a job, as JSON values."""
+def facts_of(spec: JobSpec, prompts: Prompts, model: Model, files: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides the results of a job, as JSON values.
+
+    Args:
+        files: what is known of the input files, by path.
+    """
     facts = spec.results()
-    facts["input"]["files"] = {
-        file.path: f"{file.num_rows} rows, {file.num_bytes} bytes, {file.digest}" for file in files
-    }
+    facts["input"]["files"] = files
     facts["prompt"]["preset_content"] = prompts.identity()
     facts["model"]["identity"] = model.identity
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]  # as it will read back
@@ -155,15 +160,14 @@ def check_resume(plan: Plan, spec: JobSpec, prompts: Prompts, model: Model) -> N
     Raises:
         ResumeRefused: it would give other results; every difference is a line of it.
     """
-    lines = identity.differences(plan.facts, facts_of(spec, prompts, model, plan.files))
-    planned = {file.path for file in plan.files}
-    found = {str(path) for path in sources.find(spec.input)} if Path(plan.files[0].path).exists() else planned
-    if spec.input.limit is None:
-        lines += [f"input.files.{path}: (absent) -> new file" for path in sorted(found - planned)]
-    for file in plan.files:
-        change = sources.changed(file)
-        if change is not None:
-            lines.append(f"input.files.{file.path}: {change}")
+    # The files are compared by themselves, so as to tell more than that they differ.
+    facts = facts_of(spec, prompts, model, plan.facts["input"]["files"])
+    lines = identity.differences(plan.facts, facts)
+    changes = None
+    if facts["input"] == plan.facts["input"]:
+        changes = sources.compare(plan.files, plan.shards, spec.input, spec.output.rows_per_shard)
+    if changes is not None:
+        lines += changes.lines
     if lines:
         remedy = "take the change back, or give the job another run_dir; finished rows stay as they are"
         raise ResumeRefused(

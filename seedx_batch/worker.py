@@ -19,7 +19,7 @@ from types import FrameType
 from seedx_batch import __version__, identity, models, platforms
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
-from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped
+from seedx_batch.errors import EngineDied, InputError, SeedxBatchError, Stopped
 from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger
 from seedx_batch.loop import Loop
@@ -162,7 +162,7 @@ def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger:
     )
     try:
         return loop.run()
-    except EngineDied:
+    except (EngineDied, InputError):
         loop.checkpoint()
         shelf.wait()
         raise
