@@ -46,13 +46,24 @@ def finalize(path: Path) -> str:
         raise SpecError(f"'{path}' holds no run: give the run_dir of a job that was started")
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
     spec = parse(run.read_text(run.job), str(run.job))
-    footers = [parts.read_footer(run.part(index, len(plan.shards))) for index in sorted(run.committed())]
+    footers = _footers(run, plan)
     if not footers:
         raise SpecError(f"'{path}' holds no committed shard yet: run the job first")
     stats = sum((footer.stats for footer in footers), TokenStats())
     _write_stats(run, footers)
     run.write_text(run.card, _card(spec, Prompts.build(spec.prompt), plan, footers, stats))
     return f"{len(footers)} of {len(plan.shards)} shards, {stats.num_rows:,} of {plan.num_rows:,} rows: {run.card}"
+
+
+def is_current(run: RunDirectory, plan: Plan) -> bool:
+    """Whether the statistics and the card are those of the parts that are there."""
+    if not run.card.is_file() or not run.stats.is_file():
+        return False
+    return f"version: {_version(_footers(run, plan))}\n" in run.read_text(run.card)
+
+
+def _footers(run: RunDirectory, plan: Plan) -> list[Footer]:
+    return [parts.read_footer(run.part(index, len(plan.shards))) for index in sorted(run.committed())]
 
 
 def _write_stats(run: RunDirectory, footers: list[Footer]) -> None:

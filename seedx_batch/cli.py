@@ -63,14 +63,19 @@ def commands() -> None:
 @click.option(
     "--fresh", is_flag=True, help="Refuse to go on with an earlier run: the run directory must be new or empty."
 )
-def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool) -> int:
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Run error rows again, and truncated ones where decoding.max_tokens is larger now; all others are kept.",
+)
+def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool, retry_failed: bool) -> int:
     """Run JOB, or go on with it where it was stopped."""
     from seedx_batch import launch
     from seedx_batch.progress import Progress
 
     spec = launch.load(job, overrides, limit)
     with Progress(spec.name) as progress:
-        outcome = launch.run(spec, fresh=fresh, progress=progress)
+        outcome = launch.run(spec, fresh=fresh, progress=progress, retry_failed=retry_failed)
     _say(outcome.message)
     return outcome.exit_code
 

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, models, packaged, plan, platforms, status
+from seedx_batch import card, models, packaged, plan, platforms, retry, status
 from seedx_batch.errors import EngineError, Fault, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
@@ -82,8 +82,11 @@ def understand(spec: JobSpec, *, fetch: bool) -> tuple[Prompts, Model]:
     return prompts, model
 
 
-def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
+def run(spec: JobSpec, *, fresh: bool, progress: View, retry_failed: bool = False) -> Outcome:
     """Runs a job, or goes on with it, until it is done or stopped.
+
+    Args:
+        retry_failed: run rows again that have ended as errors and, where the job's budget was raised, those cut off.
 
     Raises:
         SpecError: the job cannot mean what it says, or may not be resumed.
@@ -98,13 +101,12 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
     prompts, model = understand(spec, fetch=True)
     directory.create()
     with directory.lock() as lock_fd:
-        planned = _plan(spec, prompts, model, directory, progress)
-        todo = planned.todo(directory.committed())
+        planned = _plan(spec, prompts, model, directory, progress, retry_failed=retry_failed)
+        todo = planned.todo(directory.committed() - retry.pending(directory, planned))
         if not todo:
-            if not directory.card.is_file():
+            if not card.is_current(directory, planned):
                 card.finalize(directory.path)
             return Outcome(f"nothing left to do: all {planned.num_rows:,} rows are done\n{_where(directory)}", 0)
-        directory.sweep()
         settings = None if model.is_simulated else _settings(spec, model, planned)
         for note in () if settings is None else settings.notes:
             progress.say(note)
@@ -124,17 +126,40 @@ def _prepare(spec: JobSpec, progress: View) -> None:
         raise SpecError(Fault("model.name", f"'{name}' could not be prepared", "see above"))
 
 
-def _plan(spec: JobSpec, prompts: Prompts, model: Model, directory: RunDirectory, progress: View) -> Plan:
+def _plan(
+    spec: JobSpec, prompts: Prompts, model: Model, directory: RunDirectory, progress: View, *, retry_failed: bool
+) -> Plan:
     if directory.plan.is_file():
         planned = Plan.from_json(directory.read_text(directory.plan), str(directory.plan))
-        plan.check_resume(planned, spec, prompts, model)
+        plan.check_resume(planned, spec, prompts, model, may_raise=retry_failed)
+        pending = retry.pending(directory, planned)
+        directory.sweep(keep=pending)
+        is_raised = retry_failed and plan.is_raised(planned, spec)
+        if is_raised or (retry_failed and not pending):
+            planned = _begin_retry(spec, prompts, directory, planned, progress, is_raised=is_raised)
     else:
+        directory.sweep()
         planned = plan.make(spec, prompts, model)
         for warning in planned.warnings:
             progress.say(f"warning: {warning}")
         directory.write_text(directory.plan, planned.to_json())
     # What does not decide results (engine, executor) may have changed since.
     directory.write_text(directory.job, spec.to_yaml())
+    return planned
+
+
+def _begin_retry(
+    spec: JobSpec, prompts: Prompts, directory: RunDirectory, planned: Plan, progress: View, *, is_raised: bool
+) -> Plan:
+    """The plan in which failed rows run again; a round that is under way is gone on with by every launch."""
+    statuses = ("error", "truncated") if is_raised else ("error",)
+    planned = retry.begin(directory, planned, statuses, plan.completion_schema(spec, prompts))
+    if is_raised:
+        planned = replace(planned, max_tokens=spec.results()["decoding"]["max_tokens"])
+    directory.write_text(directory.plan, planned.to_json())
+    if planned.retry is not None:
+        shards = planned.retry.shards
+        progress.say(f"{sum(shards.values()):,} rows of {len(shards):,} parts run again")
     return planned
 
 
@@ -182,7 +207,7 @@ def _watch(
 
 def _outcome(directory: RunDirectory, planned: Plan, code: int) -> Outcome:
     seen = status.glance(directory, planned)
-    if code == 0 and seen.num_committed == seen.num_shards:
+    if code == 0 and seen.phase == "finished":
         card.finalize(directory.path)
         return Outcome(f"{status.read(directory.path).as_text()}\n{_where(directory)}", 0)
     if code == Stopped.exit_code:

@@ -4,8 +4,9 @@ Must never know the engine or how rows become completions.
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +25,21 @@ _BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """Failed rows that run again.
+
+    Args:
+        round: how often failed rows of this run were told to run again, from 1.
+        statuses: of the rows.
+        shards: how many such rows a part had, by the shard's index.
+    """
+
+    round: int
+    statuses: tuple[str, ...]
+    shards: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A job cut into shards.
 
@@ -33,6 +49,8 @@ class Plan:
         columns: the input columns that the parts carry.
         id_column: the input column that names rows, if there is one.
         warnings: what was noticed while the rows were counted.
+        max_tokens: the budget that rows have now, where it was raised since.
+        retry: the last round of failed rows that run again.
     """
 
     fingerprint: str
@@ -43,6 +61,8 @@ class Plan:
     id_column: str | None
     warnings: tuple[str, ...]
     created_at: str
+    max_tokens: Mapping[str, Any] | None = None
+    retry: Retry | None = None
 
     @property
     def num_rows(self) -> int:
@@ -50,7 +70,7 @@ class Plan:
         return sum(shard.num_rows for shard in self.shards)
 
     def todo(self, committed: Collection[int]) -> list[Shard]:
-        """The shards without a part, in order."""
+        """The shards without a part that may stay, in order."""
         return [shard for shard in self.shards if shard.index not in committed]
 
     def to_json(self) -> str:
@@ -64,6 +84,8 @@ class Plan:
             "id_column": self.id_column,
             "warnings": self.warnings,
             "facts": self.facts,
+            "max_tokens": self.max_tokens,
+            "retry": None if self.retry is None else asdict(self.retry),
             "files": [file.to_json() for file in self.files],
             "columns": [column.to_json() for column in self.columns],
             "shards": [
@@ -94,9 +116,18 @@ class Plan:
                 id_column=tree["id_column"],
                 warnings=tuple(tree["warnings"]),
                 created_at=tree["created_at"],
+                max_tokens=tree.get("max_tokens"),
+                retry=_retry(tree.get("retry")),
             )
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise StorageError(f"{where}: is damaged ({error}); restore it, or start over in a new run_dir") from error
+
+
+def _retry(tree: Mapping[str, Any] | None) -> Retry | None:
+    if tree is None:
+        return None
+    shards = {int(index): int(count) for index, count in tree["shards"].items()}
+    return Retry(int(tree["round"]), tuple(tree["statuses"]), shards)
 
 
 def make(spec: JobSpec, prompts: Prompts, model: Model, on_rows: Callable[[int], None] | None = None) -> Plan:
@@ -154,15 +185,37 @@ def facts_of(spec: JobSpec, prompts: Prompts, model: Model, files: Mapping[str, 
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]  # as it will read back
 
 
-def check_resume(plan: Plan, spec: JobSpec, prompts: Prompts, model: Model) -> None:
+def is_raised(plan: Plan, spec: JobSpec) -> bool:
+    """Whether the job's budget gives no row fewer output tokens than the plan's, and is another one."""
+    before, now = _budget(plan), spec.results()["decoding"]["max_tokens"]
+
+    def ratio(rule: Mapping[str, Any]) -> float:
+        return math.inf if rule["ratio"] is None else float(rule["ratio"])
+
+    is_no_less = now["max"] >= before["max"] and ratio(now) >= ratio(before) and now["plus"] >= before["plus"]
+    return is_no_less and now["column"] == before["column"] and now != before
+
+
+def _budget(plan: Plan) -> Mapping[str, Any]:
+    """The budget that rows have now."""
+    budget: Mapping[str, Any] = plan.max_tokens or plan.facts["decoding"]["max_tokens"]
+    return budget
+
+
+def check_resume(plan: Plan, spec: JobSpec, prompts: Prompts, model: Model, *, may_raise: bool = False) -> None:
     """Makes sure that the job still is the one that was planned.
+
+    Args:
+        may_raise: take a larger budget of output tokens for no change.
 
     Raises:
         ResumeRefused: it would give other results; every difference is a line of it.
     """
     # The files are compared by themselves, so as to tell more than that they differ.
     facts = facts_of(spec, prompts, model, plan.facts["input"]["files"])
-    lines = identity.differences(plan.facts, facts)
+    budget = facts["decoding"]["max_tokens"] if may_raise and is_raised(plan, spec) else _budget(plan)
+    planned = {**plan.facts, "decoding": {**plan.facts["decoding"], "max_tokens": budget}}
+    lines = identity.differences(planned, facts)
     changes = None
     if facts["input"] == plan.facts["input"]:
         changes = sources.compare(plan.files, plan.shards, spec.input, spec.output.rows_per_shard)

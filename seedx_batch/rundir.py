@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,8 +178,11 @@ class RunDirectory:
             sync_folder(final.parent)
         return is_ours
 
-    def sweep(self) -> None:
+    def sweep(self, keep: Collection[int] = ()) -> None:
         """Removes what crashes have left: temporary files, journals of committed shards; only for the lock's holder.
+
+        Args:
+            keep: shards whose part is yet to be replaced.
 
         Raises:
             StorageError: a file cannot be removed.
@@ -187,7 +190,7 @@ class RunDirectory:
         with writing(self._tmp):
             for path in self._tmp.iterdir():
                 path.unlink()
-        for index in self.journaled() & self.committed():
+        for index in (self.journaled() & self.committed()).difference(keep):
             with writing(self.journal(index)):
                 self.journal(index).unlink()
 

@@ -30,7 +30,7 @@ class Status:
     """Where a run is.
 
     Args:
-        num_done: rows in parts and journals.
+        num_done: rows in parts and journals, without those that are to run again.
         num_output_tokens: what engines have generated for finished rows, over all launches.
         num_in_flight: requests in the engine at the last checkpoint.
         busy_s, idle_s, tail_s: how the engines' time was used, see occupancy.py; host_s: what workers did beside.
@@ -116,6 +116,10 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
     committed = run.committed()
     num_done = sum(shard.num_rows for shard in plan.shards if shard.index in committed)
     num_done += sum(count for index, count in journaled.items() if index not in committed)
+    # A committed shard has a journal as long as failed rows of it run again.
+    shards = plan.retry.shards if plan.retry else {}
+    again = {index: shards[index] for index in committed & shards.keys() & journaled.keys()}
+    num_done -= sum(count - journaled[index] for index, count in again.items())
     last = ledger.read_last(run.ledger(0)) or {}
     totals = ledger.totals(run.ledgers)
     event = last.get("event", "")
@@ -126,7 +130,7 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
         num_done=num_done,
         num_shards=len(plan.shards),
         num_committed=len(committed),
-        phase="finished" if len(committed) == len(plan.shards) else _PHASES.get(event, "planned"),
+        phase="finished" if len(committed) == len(plan.shards) and not again else _PHASES.get(event, "planned"),
         num_in_flight=int(last.get("num_in_flight", 0)) if event == "checkpoint" else 0,
         num_errors=int(totals.get("num_errors", 0)),
         num_output_tokens=int(totals.get("num_output_tokens", 0)),

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from seedx_batch import __version__, identity, models, platforms
+from seedx_batch import __version__, identity, models, platforms, retry
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
 from seedx_batch.errors import EngineDied, InputError, SeedxBatchError, Stopped
@@ -95,7 +95,7 @@ def work(path: Path, rank: int, world_size: int) -> int:
 
 def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: Ledger) -> bool:
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
-    shards = plan.todo(run.committed())[rank::world_size]
+    shards = plan.todo(run.committed() - retry.pending(run, plan))[rank::world_size]
     model = models.resolve(spec.model, fetch=True)
     settings = None if model.is_simulated else _settings(spec, model, expected_output_tokens(plan, spec))
     stop = StopSignals(spec.executor.grace_s)
@@ -118,8 +118,10 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
             signature=identity.signature(spec.name, spec.results(), model.identity, plan.fingerprint, versions),
             worker=f"rank-{rank:05d}",
             versions=versions,
+            round=plan.retry.round if plan.retry else 0,
         )
-        with Reader(plan.files, plan.id_column) as reader, closing(Shelf(run, shards, reader, imprint)) as shelf:
+        again = plan.retry.statuses if plan.retry else ()
+        with Reader(plan.files, plan.id_column) as reader, closing(Shelf(run, shards, reader, imprint, again)) as shelf:
             return _loop(spec, prompts, engine, shelf, ledger, stop)
     finally:
         engine.close()

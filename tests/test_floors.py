@@ -12,7 +12,7 @@ FLOORS = [
     {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer"},
     {"sources", "rundir", "journal", "parts", "ledger", "platforms", "packaged", "models", "engine", "decoding"},
     {"plan", "shelf", "twins", "intake", "ahead"},
-    {"loop"},
+    {"loop", "retry"},
     {"worker"},
     {"executors", "status", "card"},
     {"launch", "progress"},
@@ -29,7 +29,7 @@ HOMES = {
     "transformers": {"engine", "packaged"},
     "click": {"cli"},
     "tqdm": {"progress"},
-    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf"},
+    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "retry"},
     "subprocess": {"executors", "launch", "packaged", "engine"},
 }
 

@@ -172,10 +172,10 @@ def slow_job(tmp_path: Path, num_rows: int = 25_000) -> Path:
     )
 
 
-def start(job: Path) -> subprocess.Popen[str]:
+def start(job: Path, *options: str) -> subprocess.Popen[str]:
     """The command line as a process group of its own, as a shell or a scheduler starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "seedx_batch", "run", str(job)],
+        [sys.executable, "-m", "seedx_batch", "run", str(job), *options],
         env=environment({}),
         stderr=subprocess.PIPE,
         text=True,
