@@ -63,7 +63,7 @@ def is_current(run: RunDirectory, plan: Plan) -> bool:
 
 
 def _footers(run: RunDirectory, plan: Plan) -> list[Footer]:
-    return [parts.read_footer(run.part(index, len(plan.shards))) for index in sorted(run.committed())]
+    return [parts.read_footer(path) for _, path in sorted(run.visible(plan.earlier).items())]
 
 
 def _write_stats(run: RunDirectory, footers: list[Footer]) -> None:

@@ -63,19 +63,20 @@ def commands() -> None:
 @click.option(
     "--fresh", is_flag=True, help="Refuse to go on with an earlier run: the run directory must be new or empty."
 )
+@click.option("--extend", is_flag=True, help="Take rows in that were added to the input behind all others.")
 @click.option(
     "--retry-failed",
     is_flag=True,
     help="Run error rows again, and truncated ones where decoding.max_tokens is larger now; all others are kept.",
 )
-def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool, retry_failed: bool) -> int:
+def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool, extend: bool, retry_failed: bool) -> int:
     """Run JOB, or go on with it where it was stopped."""
     from seedx_batch import launch
     from seedx_batch.progress import Progress
 
     spec = launch.load(job, overrides, limit)
     with Progress(spec.name) as progress:
-        outcome = launch.run(spec, fresh=fresh, progress=progress, retry_failed=retry_failed)
+        outcome = launch.run(spec, fresh=fresh, progress=progress, extend=extend, retry_failed=retry_failed)
     _say(outcome.message)
     return outcome.exit_code
 

@@ -82,10 +82,11 @@ def understand(spec: JobSpec, *, fetch: bool) -> tuple[Prompts, Model]:
     return prompts, model
 
 
-def run(spec: JobSpec, *, fresh: bool, progress: View, retry_failed: bool = False) -> Outcome:
+def run(spec: JobSpec, *, fresh: bool, progress: View, extend: bool = False, retry_failed: bool = False) -> Outcome:
     """Runs a job, or goes on with it, until it is done or stopped.
 
     Args:
+        extend: take rows in that were added to the input behind all others.
         retry_failed: run rows again that have ended as errors and, where the job's budget was raised, those cut off.
 
     Raises:
@@ -101,7 +102,7 @@ def run(spec: JobSpec, *, fresh: bool, progress: View, retry_failed: bool = Fals
     prompts, model = understand(spec, fetch=True)
     directory.create()
     with directory.lock() as lock_fd:
-        planned = _plan(spec, prompts, model, directory, progress, retry_failed=retry_failed)
+        planned = _plan(spec, prompts, model, directory, progress, extend=extend, retry_failed=retry_failed)
         todo = planned.todo(directory.committed() - retry.pending(directory, planned))
         if not todo:
             if not card.is_current(directory, planned):
@@ -127,11 +128,24 @@ def _prepare(spec: JobSpec, progress: View) -> None:
 
 
 def _plan(
-    spec: JobSpec, prompts: Prompts, model: Model, directory: RunDirectory, progress: View, *, retry_failed: bool
+    spec: JobSpec,
+    prompts: Prompts,
+    model: Model,
+    directory: RunDirectory,
+    progress: View,
+    *,
+    extend: bool,
+    retry_failed: bool,
 ) -> Plan:
     if directory.plan.is_file():
-        planned = Plan.from_json(directory.read_text(directory.plan), str(directory.plan))
-        plan.check_resume(planned, spec, prompts, model, may_raise=retry_failed)
+        earlier = Plan.from_json(directory.read_text(directory.plan), str(directory.plan))
+        planned = plan.resume(earlier, spec, prompts, model, may_raise=retry_failed, may_extend=extend)
+        if planned is not earlier:
+            directory.write_text(directory.plan, planned.to_json())
+            num_rows, num_shards = (planned.num_rows - earlier.num_rows, len(planned.shards) - len(earlier.shards))
+            progress.say(f"{num_rows:,} rows were added to the job, in {num_shards:,} shards")
+        # Whatever broke an earlier launch off behind that line is made good here.
+        directory.rename_parts(len(planned.shards), planned.earlier)
         pending = retry.pending(directory, planned)
         directory.sweep(keep=pending)
         is_raised = retry_failed and plan.is_raised(planned, spec)

@@ -6,7 +6,7 @@ Must never know the engine or how rows become completions.
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from seedx_batch.errors import Fault, ResumeRefused, SpecError, StorageError
 from seedx_batch.models import Model
 from seedx_batch.prompts import Prompts
 from seedx_batch.records import Shard
-from seedx_batch.sources import CarriedColumn, InputFile
+from seedx_batch.sources import CarriedColumn, InputFile, Scan
 from seedx_batch.spec import BeamDecoding, JobSpec
 
 FORMAT = 1
@@ -51,6 +51,7 @@ class Plan:
         warnings: what was noticed while the rows were counted.
         max_tokens: the budget that rows have now, where it was raised since.
         retry: the last round of failed rows that run again.
+        earlier: how many shards there were before rows were added, each time; parts may still be named so.
     """
 
     fingerprint: str
@@ -63,6 +64,7 @@ class Plan:
     created_at: str
     max_tokens: Mapping[str, Any] | None = None
     retry: Retry | None = None
+    earlier: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -86,6 +88,7 @@ class Plan:
             "facts": self.facts,
             "max_tokens": self.max_tokens,
             "retry": None if self.retry is None else asdict(self.retry),
+            "earlier": self.earlier,
             "files": [file.to_json() for file in self.files],
             "columns": [column.to_json() for column in self.columns],
             "shards": [
@@ -118,6 +121,7 @@ class Plan:
                 created_at=tree["created_at"],
                 max_tokens=tree.get("max_tokens"),
                 retry=_retry(tree.get("retry")),
+                earlier=tuple(tree.get("earlier", ())),
             )
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise StorageError(f"{where}: is damaged ({error}); restore it, or start over in a new run_dir") from error
@@ -202,11 +206,14 @@ def _budget(plan: Plan) -> Mapping[str, Any]:
     return budget
 
 
-def check_resume(plan: Plan, spec: JobSpec, prompts: Prompts, model: Model, *, may_raise: bool = False) -> None:
-    """Makes sure that the job still is the one that was planned.
+def resume(
+    plan: Plan, spec: JobSpec, prompts: Prompts, model: Model, *, may_raise: bool = False, may_extend: bool = False
+) -> Plan:
+    """The plan to go on with, if the job still is the one that was planned: this one, or with rows that were added.
 
     Args:
         may_raise: take a larger budget of output tokens for no change.
+        may_extend: take rows in that were added behind all others.
 
     Raises:
         ResumeRefused: it would give other results; every difference is a line of it.
@@ -219,13 +226,49 @@ def check_resume(plan: Plan, spec: JobSpec, prompts: Prompts, model: Model, *, m
     changes = None
     if facts["input"] == plan.facts["input"]:
         changes = sources.compare(plan.files, plan.shards, spec.input, spec.output.rows_per_shard)
+    remedy = "take the change back, or give the job another run_dir; finished rows stay as they are"
     if changes is not None:
-        lines += changes.lines
+        unlike = _unlike_columns(plan, changes.extended) if changes.extended is not None else []
+        if changes.extended is not None and not lines and not unlike:
+            if may_extend:
+                return _extended(plan, changes.extended)
+            remedy = f"run it with --extend to take the new rows in as they are now, or {remedy}"
+        lines += [*changes.lines, *unlike]
     if lines:
-        remedy = "take the change back, or give the job another run_dir; finished rows stay as they are"
         raise ResumeRefused(
             [Fault("the run directory holds another job", line) for line in lines] + [Fault("so", remedy)]
         )
+    return plan
+
+
+def _extended(plan: Plan, scan: Scan) -> Plan:
+    """The plan with the shards that a scan has beyond it; those that were there are the same in both."""
+    is_longer = len(scan.shards) > len(plan.shards)
+    return replace(
+        plan,
+        files=scan.files,
+        shards=scan.shards,
+        warnings=scan.warnings,
+        earlier=(*plan.earlier, len(plan.shards)) if is_longer else plan.earlier,
+    )
+
+
+def _unlike_columns(plan: Plan, scan: Scan) -> list[str]:
+    """What columns the new rows have that the parts do not, a line each."""
+    old = {column.source: column for column in plan.columns}
+    new = {column.source: column for column in scan.columns}
+
+    def shown(column: CarriedColumn | None) -> str:
+        return "(absent)" if column is None else "JSON text" if column.as_json else str(column.type)
+
+    lines = [
+        f"column '{name}': {shown(old.get(name))} -> {shown(new.get(name))}, with the rows that were added"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    if scan.id_column != plan.id_column:
+        lines.append(f"the column that names rows: {plan.id_column} -> {scan.id_column}, with the rows that were added")
+    return lines
 
 
 def completion_schema(spec: JobSpec, prompts: Prompts) -> pa.Schema:

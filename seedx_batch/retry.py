@@ -25,8 +25,9 @@ def pending(run: RunDirectory, plan: Plan) -> set[int]:
     """
     if plan.retry is None:
         return set()
-    shards = run.committed() & plan.retry.shards.keys()
-    return {index for index in shards if _footer(run, plan, index).round < plan.retry.round}
+    visible = run.visible(plan.earlier)
+    shards = visible.keys() & plan.retry.shards.keys()
+    return {index for index in shards if parts.read_footer(visible[index]).round < plan.retry.round}
 
 
 def begin(run: RunDirectory, plan: Plan, statuses: Collection[str], completion: pa.Schema) -> Plan:
@@ -40,7 +41,7 @@ def begin(run: RunDirectory, plan: Plan, statuses: Collection[str], completion: 
     Raises:
         StorageError: a part or a journal cannot be read or written.
     """
-    footers = {index: _footer(run, plan, index) for index in run.committed()}
+    footers = {index: parts.read_footer(path) for index, path in run.visible(plan.earlier).items()}
     counts = {
         index: sum(footer.stats.statuses.get(status, 0) for status in statuses) for index, footer in footers.items()
     }
@@ -56,10 +57,6 @@ def begin(run: RunDirectory, plan: Plan, statuses: Collection[str], completion: 
         return replace(plan, retry=None)
     before = [footer.round for footer in footers.values()] + ([plan.retry.round] if plan.retry else [])
     return replace(plan, retry=Retry(1 + max(before), tuple(statuses), shards))
-
-
-def _footer(run: RunDirectory, plan: Plan, index: int) -> parts.Footer:
-    return parts.read_footer(run.part(index, len(plan.shards)))
 
 
 def _strip(run: RunDirectory, index: int, statuses: Collection[str], fingerprint: str, completion: pa.Schema) -> None:

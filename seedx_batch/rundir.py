@@ -87,6 +87,38 @@ class RunDirectory:
             )
         return {int(match[1]) for match in found}
 
+    def visible(self, earlier: Collection[int]) -> dict[int, Path]:
+        """The parts that are there by the index of their shard, also such as are yet to be renamed.
+
+        Args:
+            earlier: how many shards the plan had before rows were added, each time.
+
+        Raises:
+            StorageError: the folder cannot be read, or holds parts of differently cut plans.
+        """
+        found = _numbered(self.parts, _PART)
+        if len({int(match[2]) for match in found}.difference(earlier)) > 1:
+            self.committed()
+        return {int(match[1]): self.parts / match[0] for match in found}
+
+    def rename_parts(self, num_shards: int, earlier: Collection[int]) -> None:
+        """Names the parts from before rows were added after the number of shards that there are now; only for the
+        lock's holder.
+
+        A part has one name at any moment, so that this may be broken off anywhere and done again.
+
+        Raises:
+            StorageError: a part cannot be renamed.
+        """
+        old = [match for match in _numbered(self.parts, _PART) if int(match[2]) in earlier]
+        with writing(self.parts):
+            for match in old:
+                final = self.part(int(match[1]), num_shards)
+                if not final.exists():
+                    os.rename(self.parts / match[0], final)
+            if old:
+                sync_folder(self.parts)
+
     def journaled(self) -> set[int]:
         """The indices of the shards that have a journal."""
         return {int(match[1]) for match in _numbered(self.journals, _JOURNAL)}

@@ -104,8 +104,8 @@ def read(path: Path) -> Status:
         raise SpecError(f"'{path}' holds no run: give the run_dir of a job that was started")
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
     stats = TokenStats()
-    for index in sorted(run.committed()):
-        stats = stats + parts.read_footer(run.part(index, len(plan.shards))).stats
+    for _, path in sorted(run.visible(plan.earlier).items()):
+        stats = stats + parts.read_footer(path).stats
     return replace(glance(run, plan), stats=stats)
 
 
@@ -113,7 +113,7 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
     """The status without the statistics of parts: cheap enough for every second."""
     # Journals before parts: a shard that is published in between is counted as a part only.
     journaled = {index: count_rows(run.journal(index)) for index in run.journaled()}
-    committed = run.committed()
+    committed = run.visible(plan.earlier).keys()
     num_done = sum(shard.num_rows for shard in plan.shards if shard.index in committed)
     num_done += sum(count for index, count in journaled.items() if index not in committed)
     # A committed shard has a journal as long as failed rows of it run again.

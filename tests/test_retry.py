@@ -5,9 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Collection
-from contextlib import closing
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,86 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedx_batch import launch, ledger, models, parts, plan, retry, status
+from seedx_batch import launch, ledger, parts, plan, retry, status
 from seedx_batch.parts import OpenShard
 from seedx_batch.plan import Plan
-from seedx_batch.prompts import Prompts
 from seedx_batch.records import Completion
 from seedx_batch.rundir import RunDirectory
-from seedx_batch.shelf import Imprint, Shelf
-from seedx_batch.sources import Reader
-from seedx_batch.spec import JobSpec, PromptSpec
 from tests.jobs import ask, parts_of, seedx_batch, write_job, write_rows
 from tests.test_launch import LEDGER, slow_job, start, wait_for_rows
+from tests.working import outcome, planned, prompts_of_all, work
 
 NUM_ROWS = 11
 TEXTS = [f"text {number}" for number in range(NUM_ROWS)]
 Capture = pytest.CaptureFixture[str]
-
-
-@cache
-def prompts_of_all() -> Prompts:
-    """The prompts of every job here."""
-    return Prompts.build(PromptSpec(preset="seed-x", source_lang="zh", target_lang="en"))
-
-
-def planned(folder: Path) -> tuple[RunDirectory, Plan, JobSpec]:
-    """A run directory with the plan of a job of eleven rows in four shards."""
-    spec = launch.load(
-        write_job(folder, write_rows(folder / "rows.jsonl", TEXTS), output={"rows_per_shard": 3}), [], None
-    )
-    run = RunDirectory(spec.directory)
-    run.create()
-    made = plan.make(spec, prompts_of_all(), models.resolve(spec.model, fetch=False))
-    run.write_text(run.plan, made.to_json())
-    return run, made, spec
-
-
-def shelf_of(run: RunDirectory, made: Plan, spec: JobSpec, reader: Reader) -> Shelf:
-    """The shelf of a worker that does all that is left."""
-    prompts = prompts_of_all()
-    imprint = Imprint(
-        part=plan.part_schema(made.columns, spec, prompts),
-        completion=plan.completion_schema(spec, prompts),
-        columns=made.columns,
-        num_shards=len(made.shards),
-        fingerprint=made.fingerprint,
-        signature="signature",
-        worker="rank-00000",
-        versions={},
-        round=made.retry.round if made.retry else 0,
-    )
-    todo = made.todo(run.committed() - retry.pending(run, made))
-    return Shelf(run, todo, reader, imprint, made.retry.statuses if made.retry else ())
-
-
-def work(run: RunDirectory, made: Plan, spec: JobSpec, failing: Collection[str], mark: str, most: int) -> int:
-    """A worker that ends so many rows at most and is killed then; the number of rows that it ended.
-
-    Args:
-        failing: ids of rows that end as errors; mark: what the texts and errors begin with.
-    """
-    num_rows = 0
-    with Reader(made.files, made.id_column) as reader, closing(shelf_of(run, made, spec, reader)) as shelf:
-        for row in shelf.rows():
-            if num_rows == most:
-                break
-            num_rows += 1
-            if row.id in failing:
-                shelf.put(Completion(row.key, "error", error=f"{mark}: {row.id}"))
-            else:
-                shelf.put(Completion(row.key, "ok", f"{mark} {row.id}", "stop", None, 5, 0, num_rows))
-            shelf.save(lambda: None)
-            shelf.publish_full()
-        else:
-            shelf.publish_full()
-        shelf.wait()
-    return num_rows
-
-
-def outcome(run: RunDirectory) -> dict[str, str]:
-    """What every row that can be seen ended as, by id."""
-    return {row["id"]: row["translation"] or row["error"] for row in parts_of(run.path).to_pylist()}
 
 
 IDS = [f"r{number}" for number in range(NUM_ROWS)]
@@ -113,7 +43,7 @@ def test_any_round(failing: set[str], still: set[str], stops: list[int], first: 
     """Whichever rows failed, fail again, and wherever the workers are killed: what had not failed is what it was, every
     failed row ends exactly once more, and until a shard's last one has, its old part is there, whole."""
     with TemporaryDirectory() as folder:
-        run, made, spec = planned(Path(folder))
+        run, made, spec = planned(Path(folder), write_rows(Path(folder, "rows.jsonl"), TEXTS))
         num_first = work(run, made, spec, failing, "old", first)
         before = outcome(run)
         done = failing & set(IDS[:num_first])
@@ -148,7 +78,7 @@ def test_any_round(failing: set[str], still: set[str], stops: list[int], first: 
 
 def test_a_plan_with_a_round_comes_back(tmp_path: Path) -> None:
     """What runs again is kept in plan.json."""
-    _, made, _ = planned(tmp_path)
+    _, made, _ = planned(tmp_path, write_rows(tmp_path / "rows.jsonl", TEXTS))
     made = replace(made, retry=plan.Retry(2, ("error",), {3: 5}), max_tokens={"max": 9})
     assert Plan.from_json(made.to_json(), "plan.json") == made
 
