@@ -26,6 +26,7 @@ COUNTERS = (
     "tail_s",
     "host_s",
     "load_s",
+    "num_restarts",
 )
 """What grows within a launch and adds up over launches and ranks."""
 
@@ -94,8 +95,8 @@ def read_last(path: Path) -> dict[str, Any] | None:
 def totals(folder: Path) -> dict[str, float]:
     """The `COUNTERS` of all ranks and launches, added up; 0 for one that no line has.
 
-    A launch counts with its last `checkpoint` line and with its `loaded` line. Times are of one engine each, so that
-    their sum is device time.
+    A launch counts with its last `checkpoint` line, its `loaded` line and its last `restarting` line. Times are of one
+    engine each, so that their sum is device time.
 
     Raises:
         StorageError: a ledger cannot be read.
@@ -108,7 +109,7 @@ def totals(folder: Path) -> dict[str, float]:
             if line.endswith(b"}"):
                 last[line.partition(b', "t": ')[0]] = line
         for values in _parse(last.values()):
-            if values["event"] in ("checkpoint", "loaded"):
+            if values["event"] in ("checkpoint", "loaded", "restarting"):
                 for name in COUNTERS:
                     sums[name] += values.get(name, 0)
     return sums

@@ -53,6 +53,7 @@ def begin(run: RunDirectory, plan: Plan, statuses: Collection[str], completion: 
             run.journal(index).touch()
     with writing(run.journals):
         sync_folder(run.journals)
+        run.suspects(0).unlink(missing_ok=True)  # a row that killed engines is to have its chance too
     if not shards:
         return replace(plan, retry=None)
     before = [footer.round for footer in footers.values()] + ([plan.retry.round] if plan.retry else [])

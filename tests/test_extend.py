@@ -17,8 +17,8 @@ from seedx_batch.errors import ResumeRefused
 from seedx_batch.plan import Plan
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.spec import JobSpec
-from tests.jobs import ask, parts_of, seedx_batch, write_job, write_rows
-from tests.test_launch import LEDGER, TEXTS, slow_job, start, wait_for_rows
+from tests.jobs import LEDGER, ask, parts_of, seedx_batch, start, wait_for_rows, write_job, write_rows
+from tests.test_launch import TEXTS, slow_job
 from tests.working import outcome, planned, prompts_of_all, work
 
 Capture = pytest.CaptureFixture[str]

@@ -89,6 +89,7 @@ def test_totals_add_up_launches_and_ranks(tmp_path: Path) -> None:
             book.write("loaded", load_s=2.5)
             book.write("checkpoint", num_rows=10, num_output_tokens=100, num_in_flight=7)
             book.write("checkpoint", num_rows=20, num_output_tokens=300, num_prompt_tokens=5, busy_s=1.5, idle_s=0.25)
+            book.write("restarting", num_restarts=2)
             book.write("stopped")
             book.close()
             with book.path.open("ab") as file:
@@ -105,6 +106,7 @@ def test_totals_add_up_launches_and_ranks(tmp_path: Path) -> None:
         "tail_s": 0,
         "host_s": 0,
         "load_s": 15.0,
+        "num_restarts": 12,
     }
 
 

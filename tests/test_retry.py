@@ -20,8 +20,8 @@ from seedx_batch.parts import OpenShard
 from seedx_batch.plan import Plan
 from seedx_batch.records import Completion
 from seedx_batch.rundir import RunDirectory
-from tests.jobs import ask, parts_of, seedx_batch, write_job, write_rows
-from tests.test_launch import LEDGER, slow_job, start, wait_for_rows
+from tests.jobs import LEDGER, ask, parts_of, seedx_batch, start, wait_for_rows, write_job, write_rows
+from tests.test_launch import slow_job
 from tests.working import outcome, planned, prompts_of_all, work
 
 NUM_ROWS = 11
