@@ -186,7 +186,7 @@ class Shelf:
     def _keep(self, opened: OpenShard, part: Path) -> list[Completion]:
         """Takes from a part what its rows carry, and what those ended as that do not run again."""
         table = parts.read_part(part)
-        if table.num_rows != opened.shard.num_rows or table.schema != self._imprint.part:
+        if table.num_rows != opened.shard.num_rows or table.schema.names != self._imprint.part.names:
             raise StorageError(
                 f"{part}: holds other rows or columns than were planned; put back the one that was there"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -38,8 +39,9 @@ IDS = [f"r{number}" for number in range(NUM_ROWS)]
     still=st.sets(st.sampled_from(IDS)),
     stops=st.lists(st.integers(0, 6), max_size=3),
     first=st.sampled_from([4, 7, 99, 99, 99]),
+    is_broken_off=st.booleans(),
 )
-def test_any_round(failing: set[str], still: set[str], stops: list[int], first: int) -> None:
+def test_any_round(failing: set[str], still: set[str], stops: list[int], first: int, is_broken_off: bool) -> None:
     """Whichever rows failed, fail again, and wherever the workers are killed: what had not failed is what it was, every
     failed row ends exactly once more, and until a shard's last one has, its old part is there, whole."""
     with TemporaryDirectory() as folder:
@@ -47,6 +49,10 @@ def test_any_round(failing: set[str], still: set[str], stops: list[int], first: 
         num_first = work(run, made, spec, failing, "old", first)
         before = outcome(run)
         done = failing & set(IDS[:num_first])
+        if is_broken_off:  # before plan.json was written
+            retry.begin(run, made, ("error",), plan.completion_schema(spec, prompts_of_all()))
+            run.sweep(keep=retry.pending(run, made))
+            assert outcome(run) == before
         made = retry.begin(run, made, ("error",), plan.completion_schema(spec, prompts_of_all()))
         left = NUM_ROWS - num_first + len(done)
         num_rows = 0
@@ -218,3 +224,37 @@ def test_killed_while_rows_run_again(tmp_path: Path) -> None:
         f"| ok | {sum(row['status'] == 'ok' for row in whole.to_pylist()):,} |"
         in (tmp_path / "run/README.md").read_text()
     )
+
+
+@pytest.mark.process
+def test_columns_of_every_type_are_kept(tmp_path: Path, capsys: Capture) -> None:
+    """Rows that do not run again keep every value, whatever the input's types are that parquet stores otherwise."""
+    rows = 20
+    table = pa.table(
+        {
+            "id": [f"r{number}" for number in range(rows)],
+            "source": [f"text {number}" for number in range(rows)],
+            "seconds": pa.array(range(rows), pa.timestamp("s")),
+            "nanoseconds": pa.array(range(rows), pa.timestamp("ns", "UTC")),
+            "lasts": pa.array(range(rows), pa.duration("us")),
+            "time": pa.array(range(rows), pa.time32("s")),
+            "small": pa.array([None if number % 3 else number for number in range(rows)], pa.uint8()),
+            "half": pa.array([float("nan") if number % 5 else 0.5 for number in range(rows)], pa.float32()),
+            "large": pa.array([b"\\xff" * number for number in range(rows)], pa.large_binary()),
+            "price": pa.array(range(rows), pa.decimal128(10, 2)),
+            "nested": [[{"a": [number, None], "b": str(number)}] * (number % 3) for number in range(rows)],
+            "map": pa.array([[("k", number)] for number in range(rows)], pa.map_(pa.string(), pa.int32())),
+            "word": pa.array([f"w{number % 2}" for number in range(rows)]).dictionary_encode(),
+            "nothing": pa.nulls(rows),
+        }
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    job = write_job(tmp_path, tmp_path / "rows.parquet", output={"rows_per_shard": 7})
+    assert ask(capsys, "run", job)[0] == 0
+    before = parts_of(tmp_path / "run")
+    fail(tmp_path / "run", ["r3", "r19"])
+    code, _, message = ask(capsys, "run", job, "--retry-failed")
+    assert code == 0, message
+    after = parts_of(tmp_path / "run")
+    assert after.schema == before.schema
+    assert str(after.to_pylist()) == str(before.to_pylist())  # as text, in which NaN equals itself
