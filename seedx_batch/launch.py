@@ -147,8 +147,7 @@ def _plan(
         planned = plan.resume(earlier, spec, prompts, model, may_raise=retry_failed, may_extend=extend)
         if planned is not earlier:
             directory.write_text(directory.plan, planned.to_json())
-            num_rows, num_shards = (planned.num_rows - earlier.num_rows, len(planned.shards) - len(earlier.shards))
-            progress.say(f"{num_rows:,} rows were added to the job, in {num_shards:,} shards")
+            progress.say(f"rows were added: {earlier.num_rows:,} -> {planned.num_rows:,}")
         # Whatever broke an earlier launch off behind that line is made good here.
         directory.rename_parts(len(planned.shards), planned.earlier)
         pending = retry.pending(directory, planned)
@@ -177,8 +176,7 @@ def _begin_retry(
         planned = replace(planned, max_tokens=spec.results()["decoding"]["max_tokens"])
     directory.write_text(directory.plan, planned.to_json())
     if planned.retry is not None:
-        shards = planned.retry.shards
-        progress.say(f"{sum(shards.values()):,} rows of {len(shards):,} parts run again")
+        progress.say(f"rows of finished shards that run again: {sum(planned.retry.shards.values()):,}")
     return planned
 
 

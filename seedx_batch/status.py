@@ -20,7 +20,7 @@ _PHASES = {
     "checkpoint": "running",
     "stopping": "stopping",
     "stopped": "stopped",
-    "finished": "finished",
+    "finished": "stopped",  # if there is more to do since then: rows were added, or failed ones are to run again
     "failed": "failed",
     "died": "starting again",
     "restarting": "starting again",

@@ -70,7 +70,7 @@ def put_rows(folder: Path, name: str, first: int, num_rows: int, *, whole_line: 
     path.write_text(before + lines + ("\n" if whole_line else ""))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     size=st.integers(1, 8),
     additions=st.lists(st.tuples(st.booleans(), st.integers(1, 5), st.booleans()), min_size=1, max_size=3),
@@ -166,9 +166,14 @@ def test_extending_a_run(tmp_path: Path, capsys: Capture) -> None:
     write_rows(tmp_path / "rows.jsonl", texts)
     code, _, message = ask(capsys, "run", job)
     assert (code, "run it with --extend" in message) == (78, True)
+    with pytest.raises(Crash):
+        resume(launch.load(job, [], None), RunDirectory(run), extend=True, most=4)
+    assert {path.name[-13:-8] for path in (run / "data").iterdir()} == {"00006", "00007"}
+    shown = json.loads(seedx_batch("status", run, "--json").stdout)
+    assert (shown["num_done"], shown["num_rows"], shown["phase"]) == (57, 65, "stopped")
+    assert shown["stats"]["num_rows"] == 57
     code, _, message = ask(capsys, "run", job, "--extend")
     assert code == 0, message
-    assert "8 rows were added to the job, in 1 shards" in message
     assert ledger.read(tmp_path / LEDGER)[-2]["num_rows"] == 8
     assert [path.stat().st_ino for path in sorted((run / "data").iterdir())][:6] == before
     loaded = datasets.load_dataset(str(run), cache_dir=str(tmp_path / "cache"))["train"]
@@ -199,5 +204,6 @@ def test_a_run_that_is_under_way_is_extended(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", texts)
     done = seedx_batch("run", job, "--extend")
     assert done.returncode == 0, done.stderr
+    assert "rows were added: 6,000 -> 6,500" in done.stderr
     assert ledger.read(job.parent / LEDGER)[-2]["num_rows"] == 6500 - saved
     assert parts_of(tmp_path / "run")["source"].to_pylist() == texts

@@ -95,6 +95,7 @@ def _edited(
 ) -> list[str]:
     """Files that are not what they were."""
     news = {file.path: file for file in now.files} if now else {}
+    last = next((file.path for file in reversed(files) if file.num_rows or file.path in touched), None)
     lines = []
     for old in files:
         if old.path not in touched:
@@ -106,7 +107,7 @@ def _edited(
         sizes = f"was {_size(old)}" if _size(old) == _size(new) else f"was {_size(old)}, is {_size(new)}"
         pieces = [[shard for shard in each if shard.path == old.path] for each in (shards, now.shards if now else ())]
         what = _difference(old, new, *pieces)
-        behind = "" if what is not _APPENDED or old is files[-1] else f", but {files[-1].path} comes after it"
+        behind = "" if what is not _APPENDED or old.path == last else f", but {last} comes after it"
         lines.append(f"{old.path}: {sizes}: {what}{behind}")
     return lines
 
