@@ -123,7 +123,7 @@ class Plan:
                 retry=_retry(tree.get("retry")),
                 earlier=tuple(tree.get("earlier", ())),
             )
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise StorageError(f"{where}: is damaged ({error}); restore it, or start over in a new run_dir") from error
 
 
