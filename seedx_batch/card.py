@@ -45,13 +45,17 @@ def finalize(path: Path) -> str:
         raise SpecError(f"'{path}' holds no run: give the run_dir of a job that was started")
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
     spec = parse(run.read_text(run.job), str(run.job))
-    footers = [parts.read_footer(run.part(index, len(plan.shards))) for index in sorted(run.committed())]
+    footers = _footers(run, plan)
     if not footers:
         raise SpecError(f"'{path}' holds no committed shard yet: run the job first")
     stats = sum((footer.stats for footer in footers), TokenStats())
     run.write_text(run.card, _card(spec, Prompts.build(spec.prompt), plan, footers, stats))
     _write_stats(run, footers)
     return f"{len(footers)} of {len(plan.shards)} shards, {stats.num_rows:,} of {plan.num_rows:,} rows: {run.card}"
+
+
+def _footers(run: RunDirectory, plan: Plan) -> list[Footer]:
+    return [parts.read_footer(path) for _, path in sorted(run.visible(plan.earlier).items())]
 
 
 def _write_stats(run: RunDirectory, footers: list[Footer]) -> None:

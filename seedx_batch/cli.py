@@ -67,7 +67,13 @@ def commands() -> None:
 @click.option(
     "--fresh", is_flag=True, help="Refuse to go on with an earlier run: the run directory must be new or empty."
 )
-def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool) -> int:
+@click.option("--extend", is_flag=True, help="Take rows in that were added to the input behind all others.")
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Run error rows again, and truncated ones where decoding.max_tokens is larger now; all others are kept.",
+)
+def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool, extend: bool, retry_failed: bool) -> int:
     """Run JOB, or go on with it where it was stopped."""
     signals.leave_at_once(Stopped.exit_code, "stopped: the same command goes on")
     from seedx_batch import launch
@@ -75,7 +81,7 @@ def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool) -
 
     spec = launch.load(job, overrides, limit)
     with Progress(spec.name) as progress:
-        outcome = launch.run(spec, fresh=fresh, progress=progress)
+        outcome = launch.run(spec, fresh=fresh, progress=progress, extend=extend, retry_failed=retry_failed)
     signals.ignore()
     _say(outcome.message)
     return outcome.exit_code

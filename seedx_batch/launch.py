@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, memory, models, packaged, parts, plan, platforms, seal, signals, status
+from seedx_batch import card, memory, models, packaged, parts, plan, platforms, retry, seal, signals, status
 from seedx_batch.errors import EngineError, Fault, ResumeRefused, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
@@ -83,8 +83,12 @@ def understand(spec: JobSpec, *, fetch: bool) -> tuple[Prompts, Model]:
     return prompts, model
 
 
-def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
+def run(spec: JobSpec, *, fresh: bool, progress: View, extend: bool = False, retry_failed: bool = False) -> Outcome:
     """Runs a job, or goes on with it, until it is done or stopped.
+
+    Args:
+        extend: take rows in that were added to the input behind all others.
+        retry_failed: run rows again that have ended as errors and, where the job's budget was raised, those cut off.
 
     Raises:
         SpecError: the job cannot mean what it says, or may not be resumed.
@@ -99,9 +103,8 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
     prompts, model = understand(spec, fetch=True)
     directory.create()
     with directory.lock() as lock_fd:
-        planned = _plan(spec, prompts, model, directory, progress)
-        directory.sweep()
-        todo = planned.todo(directory.committed())
+        planned = _plan(spec, prompts, model, directory, progress, extend=extend, retry_failed=retry_failed)
+        todo = planned.todo(directory.committed() - retry.pending(directory, planned))
         if not todo:
             # What is there may have been made when there were fewer parts, or was never finished.
             card.finalize(directory.path)
@@ -130,11 +133,31 @@ def _prepare(spec: JobSpec, progress: View) -> None:
         raise SpecError(Fault("model.name", f"'{name}' could not be prepared", "see above"))
 
 
-def _plan(spec: JobSpec, prompts: Prompts, model: Model, directory: RunDirectory, progress: View) -> Plan:
+def _plan(
+    spec: JobSpec,
+    prompts: Prompts,
+    model: Model,
+    directory: RunDirectory,
+    progress: View,
+    *,
+    extend: bool,
+    retry_failed: bool,
+) -> Plan:
     if directory.plan.is_file():
-        planned = Plan.from_json(directory.read_text(directory.plan), str(directory.plan))
-        plan.check_resume(planned, spec, prompts, model)
+        earlier = Plan.from_json(directory.read_text(directory.plan), str(directory.plan))
+        planned = plan.resume(earlier, spec, prompts, model, may_raise=retry_failed, may_extend=extend)
+        if planned is not earlier:
+            directory.write_text(directory.plan, planned.to_json())
+            progress.say(f"rows were added: {earlier.num_rows:,} -> {planned.num_rows:,}")
+        # Whatever broke an earlier launch off behind that line is made good here.
+        directory.rename_parts(len(planned.shards), planned.earlier)
+        pending = retry.pending(directory, planned)
+        directory.sweep(keep=pending)
+        is_raised = retry_failed and plan.is_raised(planned, spec)
+        if is_raised or (retry_failed and not pending):
+            planned = _begin_retry(spec, prompts, directory, planned, progress, is_raised=is_raised)
     else:
+        directory.sweep()
         planned = plan.make(spec, prompts, model)
         for warning in planned.warnings:
             progress.say(f"warning: {warning}")
@@ -153,6 +176,20 @@ def _check_parts(planned: Plan, directory: RunDirectory) -> None:
             raise ResumeRefused(
                 Fault(str(path), "is a part of another job, whose plan.json is gone", "give this job another run_dir")
             )
+
+
+def _begin_retry(
+    spec: JobSpec, prompts: Prompts, directory: RunDirectory, planned: Plan, progress: View, *, is_raised: bool
+) -> Plan:
+    """The plan in which failed rows run again; a round that is under way is gone on with by every launch."""
+    statuses = ("error", "truncated") if is_raised else ("error",)
+    planned = retry.begin(directory, planned, statuses, plan.completion_schema(spec, prompts))
+    if is_raised:
+        planned = replace(planned, max_tokens=spec.results()["decoding"]["max_tokens"])
+    directory.write_text(directory.plan, planned.to_json())
+    if planned.retry is not None:
+        progress.say(f"rows of finished shards that run again: {sum(planned.retry.shards.values()):,}")
+    return planned
 
 
 def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSettings:
@@ -210,7 +247,7 @@ def _watch(
                 return Stopped.exit_code, None, False
             if how is None or not supervision.begins_again(how, seen.num_done):
                 break
-            directory.sweep()
+            directory.sweep(keep=retry.pending(directory, planned))
             progress.say(f"{how}; starting again, rows in flight are generated again")
         if code == 0:
             supervision.forget()
@@ -222,7 +259,7 @@ def _watch(
 
 def _outcome(directory: RunDirectory, planned: Plan, code: int, failure: tuple[str, int] | None, died: bool) -> Outcome:
     seen = status.glance(directory, planned)
-    if code == 0 and seen.num_committed == seen.num_shards:
+    if code == 0 and seen.phase == "finished":
         card.finalize(directory.path)
         return Outcome(f"{status.read(directory.path).as_text()}\n{_where(directory)}", 0)
     if code == Stopped.exit_code:

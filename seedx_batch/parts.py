@@ -132,6 +132,18 @@ def from_batch(batch: pa.RecordBatch, shard_index: int) -> list[Completion]:
     ]
 
 
+def divide(table: pa.Table, completion: pa.Schema) -> tuple[pa.Table, list[pa.RecordBatch]]:
+    """A part's rows as what they carry and, as batches of `journal_schema`, what they ended as.
+
+    Args:
+        completion: from `completion_schema`.
+    """
+    num_carried = table.num_columns - len(completion)
+    positions = pa.array(range(table.num_rows), pa.int32())
+    ended = pa.Table.from_arrays([positions, *table.columns[num_carried:]], schema=journal_schema(completion))
+    return table.select(range(num_carried)), ended.to_batches(_ROWS_PER_BATCH)
+
+
 class OpenShard:
     """The rows of one shard until they are a part: what they carry, in input order, and what they ended as, in any.
 
@@ -264,6 +276,7 @@ class Footer:
         started_at, committed_at: ISO 8601, UTC.
         worker: who made it.
         versions: of the software that made it, by name.
+        round: how often failed rows of the run had been told to run again.
     """
 
     format: int
@@ -275,6 +288,7 @@ class Footer:
     committed_at: str
     worker: str
     versions: Mapping[str, str]
+    round: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, for `json.dumps`."""

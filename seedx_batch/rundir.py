@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +96,38 @@ class RunDirectory:
                 "move those away that do not belong to this run"
             )
         return {int(match[1]) for match in found}
+
+    def visible(self, earlier: Collection[int]) -> dict[int, Path]:
+        """The parts that are there by the index of their shard, also such as are yet to be renamed.
+
+        Args:
+            earlier: how many shards the plan had before rows were added, each time.
+
+        Raises:
+            StorageError: the folder cannot be read, or holds parts of differently cut plans.
+        """
+        found = _numbered(self.parts, _PART)
+        if len({int(match[2]) for match in found}.difference(earlier)) > 1:
+            self.committed()
+        return {int(match[1]): self.parts / match[0] for match in found}
+
+    def rename_parts(self, num_shards: int, earlier: Collection[int]) -> None:
+        """Names the parts from before rows were added after the number of shards that there are now; only for the
+        lock's holder.
+
+        A part has one name at any moment, so that this may be broken off anywhere and done again.
+
+        Raises:
+            StorageError: a part cannot be renamed.
+        """
+        old = [match for match in _numbered(self.parts, _PART) if int(match[2]) in earlier]
+        with writing(self.parts):
+            for match in old:
+                final = self.part(int(match[1]), num_shards)
+                if not final.exists():
+                    os.rename(self.parts / match[0], final)
+            if old:
+                sync_folder(self.parts)
 
     def journaled(self) -> set[int]:
         """The indices of the shards that have a journal."""
@@ -244,8 +276,11 @@ class RunDirectory:
             sync_folder(final.parent)
         return is_ours
 
-    def sweep(self) -> None:
+    def sweep(self, keep: Collection[int] = ()) -> None:
         """Removes what crashes have left: temporary files, journals of committed shards; only for the lock's holder.
+
+        Args:
+            keep: shards whose part is yet to be replaced.
 
         Raises:
             StorageError: a file cannot be removed.
@@ -259,7 +294,7 @@ class RunDirectory:
         # A part whose run was killed before it had synced this is seen, and could still be gone after a power cut.
         with writing(self.parts):
             sync_folder(self.parts)
-        for index in self.journaled() & self.committed():
+        for index in (self.journaled() & self.committed()).difference(keep):
             with writing(self.journal(index)):
                 self.journal(index).unlink()
 

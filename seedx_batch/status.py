@@ -20,7 +20,7 @@ _PHASES = {
     "checkpoint": "running",
     "stopping": "stopping",
     "stopped": "stopped",
-    "finished": "finished",
+    "finished": "stopped",  # if there is more to do since then: rows were added, or failed ones are to run again
     "failed": "failed",
     "died": "starting again",
     "restarting": "starting again",
@@ -32,7 +32,7 @@ class Status:
     """Where a run is.
 
     Args:
-        num_done: rows in parts and journals.
+        num_done: rows in parts and journals, without those that are to run again.
         num_output_tokens: what engines have generated for finished rows, over all launches.
         num_restarts: starts of workers after deaths of their engines, over all launches.
         num_in_flight: requests in the engine at the last checkpoint.
@@ -110,8 +110,8 @@ def read(path: Path) -> Status:
         raise SpecError(f"'{path}' holds no run: give the run_dir of a job that was started")
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
     stats = TokenStats()
-    for index in sorted(run.committed()):
-        stats = stats + parts.read_footer(run.part(index, len(plan.shards))).stats
+    for _, path in sorted(run.visible(plan.earlier).items()):
+        stats = stats + parts.read_footer(path).stats
     return replace(glance(run, plan), stats=stats)
 
 
@@ -119,9 +119,13 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
     """The status without the statistics of parts: cheap enough for every second."""
     # Journals before parts: a shard that is published in between is counted as a part only.
     journaled = {index: count_rows(run.journal(index)) for index in run.journaled()}
-    committed = run.committed()
+    committed = run.visible(plan.earlier).keys()
     num_done = sum(shard.num_rows for shard in plan.shards if shard.index in committed)
     num_done += sum(count for index, count in journaled.items() if index not in committed)
+    # A committed shard has a journal as long as failed rows of it run again.
+    shards = plan.retry.shards if plan.retry else {}
+    again = {index: shards[index] for index in committed & shards.keys() & journaled.keys()}
+    num_done -= sum(count - journaled[index] for index, count in again.items())
     last = ledger.read_last(run.ledger(0)) or {}
     totals = ledger.totals(run.ledgers)
     event = last.get("event", "")
@@ -132,7 +136,7 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
         num_done=num_done,
         num_shards=len(plan.shards),
         num_committed=len(committed),
-        phase="finished" if len(committed) == len(plan.shards) else _PHASES.get(event, "planned"),
+        phase="finished" if len(committed) == len(plan.shards) and not again else _PHASES.get(event, "planned"),
         num_in_flight=int(last.get("num_in_flight", 0)) if event == "checkpoint" else 0,
         num_errors=int(totals.get("num_errors", 0)),
         num_output_tokens=int(totals.get("num_output_tokens", 0)),

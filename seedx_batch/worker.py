@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from seedx_batch import __version__, identity, models, platforms, signals, suspects
+from seedx_batch import __version__, identity, models, platforms, retry, signals, suspects
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
 from seedx_batch.error_rate import ErrorRate
-from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped, StorageError, TooManyErrors
+from seedx_batch.errors import EngineDied, InputError, SeedxBatchError, Stopped, StorageError, TooManyErrors
 from seedx_batch.flight import Flight
 from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger, rows_since
@@ -125,7 +125,7 @@ def _tell(error: SeedxBatchError, ledger: Ledger) -> None:
 
 def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: Ledger) -> bool:
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
-    shards = plan.todo(run.committed())[rank::world_size]
+    shards = plan.todo(run.committed() - retry.pending(run, plan))[rank::world_size]
     model = models.resolve(spec.model, fetch=True)
     settings = None if model.is_simulated else _settings(spec, model, expected_output_tokens(plan, spec))
     stop = StopSignals(spec.executor.grace_s)
@@ -148,10 +148,12 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
             signature=identity.signature(spec.name, spec.results(), model.identity, plan.fingerprint, versions),
             worker=f"rank-{rank:05d}",
             versions=versions,
+            round=plan.retry.round if plan.retry else 0,
         )
+        again = plan.retry.statuses if plan.retry else ()
         with (
             Reader(plan.files, plan.id_column) as reader,
-            closing(Shelf(run, shards, reader, imprint)) as shelf,
+            closing(Shelf(run, shards, reader, imprint, again)) as shelf,
             closing(Flight(run.flight(rank))) as flight,
         ):
             ahead = Ahead(
@@ -160,7 +162,10 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
                 num_rows_ahead(engine.max_num_seqs),
                 suspects.load(run.suspects(rank)),
             )
-            return _loop(spec, ahead, engine, shelf, flight, ledger, stop)
+            # Rows that failed before may well fail again, and have been counted.
+            most = None if plan.retry else spec.executor.max_error_rate
+            errors = ErrorRate(most, *rows_since(ledger.path, TooManyErrors.exit_code))
+            return _loop(spec, ahead, engine, shelf, flight, errors, ledger, stop)
     finally:
         engine.close()
 
@@ -194,7 +199,14 @@ def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: P
 
 
 def _loop(
-    spec: JobSpec, ahead: Ahead, engine: Engine, shelf: Shelf, flight: Flight, ledger: Ledger, stop: StopSignals
+    spec: JobSpec,
+    ahead: Ahead,
+    engine: Engine,
+    shelf: Shelf,
+    flight: Flight,
+    errors: ErrorRate,
+    ledger: Ledger,
+    stop: StopSignals,
 ) -> bool:
     untold: list[StorageError] = []
 
@@ -215,11 +227,11 @@ def _loop(
         checkpoint_s=spec.executor.checkpoint_s,
         stopping=lambda: 0.0 if untold else stop.seconds_left(),
         on_checkpoint=tell,
-        errors=ErrorRate(spec.executor.max_error_rate, *rows_since(ledger.path, TooManyErrors.exit_code)),
+        errors=errors,
     )
     try:
         finished = loop.run()
-    except EngineDied:
+    except (EngineDied, InputError):
         loop.checkpoint()
         shelf.wait()
         raise

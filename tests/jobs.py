@@ -125,10 +125,10 @@ def environment(values: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **values}
 
 
-def start(job: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(job: Path, *options: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """The command line as a process group of its own, as a shell or a scheduler starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "seedx_batch", "run", str(job)],
+        [sys.executable, "-m", "seedx_batch", "run", str(job), *options],
         env=environment(env or {}),
         stderr=subprocess.PIPE,
         text=True,

@@ -37,7 +37,7 @@ FLOORS = [
         "decoding",
     },
     {"plan", "shelf", "twins", "intake", "ahead"},
-    {"loop"},
+    {"loop", "retry"},
     {"worker"},
     {"executors", "status", "card", "supervision", "validate"},
     {"launch", "progress"},
@@ -54,7 +54,7 @@ HOMES = {
     "transformers": {"engine", "packaged"},
     "click": {"cli"},
     "tqdm": {"progress"},
-    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate"},
+    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate", "retry"},
     "subprocess": {"executors", "launch", "packaged", "engine"},
 }
 

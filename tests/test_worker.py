@@ -116,7 +116,7 @@ def test_the_engine_process_is_killed(tmp_path: Path, model: Path) -> None:
         engine={"max_num_seqs": 2},
         executor={"checkpoint_s": 0.1},
     )
-    process = start(path, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    process = start(path, env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
     wait_for_rows(path, 4)
     engine_of(tmp_path / "a").kill()
     told = process.communicate(timeout=300)[1]
