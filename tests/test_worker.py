@@ -175,3 +175,4 @@ def test_no_engine_outlives_its_run(tmp_path: Path, model: Path, killed: str) ->
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launch.pid, signal.SIGKILL)
+        launch.wait()
