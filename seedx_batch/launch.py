@@ -94,6 +94,7 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
         raise SpecError(
             Fault("--fresh", f"'{directory.path}' is not empty", "empty it, or give the job another run_dir")
         )
+    _check_folder(directory)
     _prepare(spec, progress)
     prompts, model = understand(spec, fetch=True)
     directory.create()
@@ -111,6 +112,13 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
         environ = {} if settings is None else platforms.missing(settings, os.environ)
         code = _watch(directory, planned, spec, environ, lock_fd, progress)
         return _outcome(directory, planned, code)
+
+
+def _check_folder(directory: RunDirectory) -> None:
+    """Lets no run write its README.md and data/ into a folder that holds something else."""
+    if directory.path.is_dir() and not (directory.path / ".state").is_dir() and any(directory.path.iterdir()):
+        what = f"'{directory.path}' holds files, and none of a run"
+        raise SpecError(Fault("run_dir", what, "name a folder that is new, empty, or an earlier run's"))
 
 
 def _prepare(spec: JobSpec, progress: View) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from seedx_batch.status import Status
+from seedx_batch.telling import shown
 
 LINE_S = 30.0
 _RATE_WINDOW_S = 60.0
@@ -40,7 +41,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Shows one line of text, above the bar."""
-        tqdm.write(f"{self._name}: {message}", file=sys.stderr)
+        tqdm.write(f"{self._name}: {shown(message)}", file=sys.stderr)
         sys.stderr.flush()
 
     def show(self, status: Status) -> None:

@@ -30,6 +30,7 @@ from seedx_batch.rundir import RunDirectory
 from seedx_batch.shelf import Imprint, Shelf
 from seedx_batch.sources import Reader
 from seedx_batch.spec import JobSpec, SampleDecoding, parse
+from seedx_batch.telling import masked
 from seedx_batch.twins import Twins
 
 _log = logging.getLogger(__name__)
@@ -83,11 +84,11 @@ def work(path: Path, rank: int, world_size: int) -> int:
         spec = parse(run.read_text(run.job), str(run.job))
         finished = _work(run, spec, rank, world_size, ledger)
     except SeedxBatchError as error:
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr)
         if isinstance(error, Stopped):
             ledger.write("stopped")
         else:
-            ledger.write("failed", message=str(error), exit_code=error.exit_code)
+            ledger.write("failed", message=masked(str(error)), exit_code=error.exit_code)
         return error.exit_code
     ledger.write("finished" if finished else "stopped")
     return 0 if finished else Stopped.exit_code

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
-    {"errors", "records", "languages"},
-    {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer"},
+    {"errors", "records", "languages", "telling"},
+    {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer", "plain_yaml"},
     {"sources", "rundir", "journal", "parts", "ledger", "platforms", "packaged", "models", "engine", "decoding"},
     {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-SIDEWAYS = {("models", "packaged"), ("prompts", "spec")}
+SIDEWAYS = {("models", "packaged"), ("prompts", "spec"), ("prompts", "plain_yaml"), ("spec", "plain_yaml")}
 """Imports within a floor that are allowed, importer first."""
 
 HOMES = {
