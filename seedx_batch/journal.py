@@ -136,8 +136,10 @@ class Journal:
             with pa.ipc.open_stream(payload) as reader:
                 if not reader.schema.equals(self._stored, check_metadata=True):
                     raise StorageError(f"{self.path}: holds rows of another job; {_REMEDY}")
-                return reader.read_next_batch().replace_schema_metadata(None)
-        except (pa.ArrowException, StopIteration) as error:
+                batch = reader.read_next_batch().replace_schema_metadata(None)
+                batch.validate(full=True)  # Arrow takes offsets on trust, and a wrong one would end this process
+                return batch
+        except (pa.ArrowException, StopIteration, OSError, ValueError, KeyError) as error:
             raise StorageError(f"{self.path}: was written by another version ({error}); {_REMEDY}") from error
 
 

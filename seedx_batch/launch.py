@@ -116,7 +116,8 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
 
 def _check_folder(directory: RunDirectory) -> None:
     """Lets no run write its README.md and data/ into a folder that holds something else."""
-    if directory.path.is_dir() and not (directory.path / ".state").is_dir() and any(directory.path.iterdir()):
+    folder = directory.path.resolve()
+    if folder.is_dir() and not (folder / ".state").is_dir() and any(folder.iterdir()):
         what = f"'{directory.path}' holds files, and none of a run"
         raise SpecError(Fault("run_dir", what, "name a folder that is new, empty, or an earlier run's"))
 

@@ -8,7 +8,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ COUNTERS = (
     "load_s",
 )
 """What grows within a launch and adds up over launches and ranks."""
+
+_MOST = 1e18  # of a counter; more is damage, as is what is no number
 
 _TAIL_NUM_BYTES = 4096
 """How much of a ledger's end is read at first in search of its last line."""
@@ -110,8 +112,14 @@ def totals(folder: Path) -> dict[str, float]:
         for values in _parse(last.values()):
             if values["event"] in ("checkpoint", "loaded"):
                 for name in COUNTERS:
-                    sums[name] += values.get(name, 0)
+                    sums[name] += number(values, name)
     return sums
+
+
+def number(line: Mapping[str, Any], name: str, default: float = 0) -> float:
+    """A line's number, or the default where there is none that can be counted with."""
+    value = line.get(name)
+    return value if isinstance(value, int | float) and abs(value) < _MOST else default
 
 
 def _open(path: Path) -> int:
@@ -142,8 +150,8 @@ def _parse(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     for line in lines:
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and "event" in values:
+        if isinstance(values, dict) and isinstance(values.get("event"), str):
             parsed.append(values)
     return parsed

@@ -67,6 +67,8 @@ def _faults(tree: Any, place: str, between: str, key: str) -> Iterator[Fault]:
             inner = f"{place}{between or ': '}{telling.shown(str(name)[:60])}"
             if isinstance(name, str) and (telling.masked(name) != name or _UNWRITABLE.search(name)):
                 yield Fault(inner, "is no key that can be written")
+            elif isinstance(name, tuple):
+                yield Fault(inner, "is no key", "give a text")
             yield from _faults(value, inner, ".", str(name))
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
@@ -75,7 +77,7 @@ def _faults(tree: Any, place: str, between: str, key: str) -> Iterator[Fault]:
         if telling.masked(tree) != tree or (tree and telling.names_secret(key)):
             yield Fault(place, "holds a secret", _IN_ENVIRONMENT)
         elif _UNWRITABLE.search(tree):
-            yield Fault(place, "holds half a surrogate pair, which no file can hold")
+            yield Fault(place, "holds half a surrogate pair, which no file can hold", "write the character itself")
     elif isinstance(tree, int):
         if not -_MAX_INT <= tree < _MAX_INT:
             yield Fault(place, "is a number of more than 64 bits")
