@@ -7,6 +7,7 @@ import argparse
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -69,9 +70,10 @@ def _fuzz(name: str, arguments: list[str]) -> int:
         from tests.fuzz.targets import TARGETS
 
     corpus = HERE / "corpus" / name
-    corpora = [str(corpus)] if corpus.is_dir() else []
-    atheris.Setup([sys.argv[0], *arguments, *corpora], TARGETS[name])
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory() as grown:  # the first folder is where libFuzzer puts what it finds of interest
+        corpora = [grown, *([str(corpus)] if corpus.is_dir() else [])]
+        atheris.Setup([sys.argv[0], *arguments, *corpora], TARGETS[name])
+        atheris.Fuzz()
     return 0
 
 

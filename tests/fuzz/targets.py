@@ -3,16 +3,19 @@
 A promise: nothing but this program's own errors, no wrong row, and no file outside the folder that is worked in.
 """
 
+import atexit
 import csv
 import io
 import json
 import math
 import re
+import shutil
 import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {}
 SCHEMA = pa.schema([pa.field("id", pa.string()), pa.field("source", pa.string()), pa.field("n", pa.int64())])
 ROWS = pa.table({"id": ["a", "b", "c"], "source": ["你好", "x\x1b", ""], "n": [1, None, -3]}, schema=SCHEMA)
 FOLDER = Path(tempfile.mkdtemp(prefix="seedx-fuzz-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
 def target(function: Callable[[bytes], None]) -> Callable[[bytes], None]:
@@ -143,13 +147,18 @@ def delimited(data: bytes) -> None:
 
 @target
 def parquet(data: bytes) -> None:
-    """A damaged parquet file is refused, or its rows are those of the whole one or error rows: pages have checksums."""
+    """A damaged parquet file is refused, or read; one byte that is damaged outside of the footer changes no row."""
     sink = pa.BufferOutputStream()
     pq.write_table(ROWS, sink, compression="none", write_page_checksum=True, use_dictionary=False)
+    whole = sink.getvalue().to_pybytes()
+    damaged = change(whole, data)
+    num_tail_bytes = 8 + struct.unpack("<I", whole[-8:-4])[0]
     path = FOLDER / "d.parquet"
-    path.write_bytes(change(sink.getvalue().to_pybytes(), data))
+    path.write_bytes(damaged)
     with refusing():
-        rows_of(path)
+        found = rows_of(path)
+        if len(data) < 8 and len(damaged) == len(whole) and damaged[-num_tail_bytes:] == whole[-num_tail_bytes:]:
+            assert found == [(row, None) for row in ROWS.to_pylist()]
 
 
 @target
@@ -199,9 +208,9 @@ def template(data: bytes) -> None:
     assert json.dumps(row) == given
 
 
+@cache
 def _journal_seed() -> bytes:
     path = FOLDER / "seed.journal"
-    path.unlink(missing_ok=True)
     journal = Journal(path, SCHEMA, "fp")
     for start in range(3):
         journal.append(ROWS.slice(start, 1).combine_chunks().to_batches()[0])
@@ -237,13 +246,13 @@ def journal_payload(data: bytes) -> None:
             json.dumps(batch.to_pylist()).encode()
 
 
+@cache
 def _part_seed() -> bytes:
     path = FOLDER / "seed.parquet"
-    if not path.exists():
-        keys = [RowKey(0, position) for position in range(3)]
-        stats = TokenStats.of([Completion(key, "ok", "t", "stop") for key in keys])
-        footer = Footer(FORMAT, "fp", "sig", Shard(0, "a.jsonl", 0, 3, 0), stats, "t", "t", "rank-00000", {"v": "1"})
-        parts.write_part(path, ROWS, footer)
+    keys = [RowKey(0, position) for position in range(3)]
+    stats = TokenStats.of([Completion(key, "ok", "t", "stop") for key in keys])
+    footer = Footer(FORMAT, "fp", "sig", Shard(0, "a.jsonl", 0, 3, 0), stats, "t", "t", "rank-00000", {"v": "1"})
+    parts.write_part(path, ROWS, footer)
     return path.read_bytes()
 
 
@@ -273,6 +282,7 @@ def _footer_of(content: bytes) -> bytes:
     return bytes(metadata[b"seedx_batch"])
 
 
+@cache
 def _plan_text() -> bytes:
     column = {"name": "source", "source": "source", "type": "string", "as_json": False}
     schema = "/////3gAAAAQAAAAAAAKAAwABgAFAAgACgAAAAABBAAMAAAACAAIAAAABAAIAAAABAAAAAEAAAAUAAAAEAAUAAgABgAHAAwAAAAQABAA"
@@ -307,7 +317,7 @@ def plan(data: bytes) -> None:
 def ledgers(data: bytes) -> None:
     """A ledger of any bytes is read without its bad lines, and `status` stays up."""
     run = RunDirectory(FOLDER / "run")
-    run.create()
+    run.ledgers.mkdir(parents=True, exist_ok=True)
     good = b'{"launch": "a", "event": "failed", "t": 1.5, "message": "m", "exit_code": 69}\n'
     good = (
         b'{"launch": "a", "event": "checkpoint", "t": 1.0, "num_rows": 4, "busy_s": 2.5, "num_in_flight": 2}\n' + good
