@@ -106,12 +106,16 @@ def _refuse(name: str) -> None:
     raise ValueError(name)
 
 
-def _is_odd(value: Any, depth: int = 1) -> bool:
-    """What JSON's own grammar allows and a row may not have: numbers out of range, or 400 levels."""
-    if isinstance(value, float):
-        return math.isinf(value)
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 401 or any(_is_odd(child, depth + 1) for child in children)
+def _is_odd(value: Any) -> bool:
+    """What JSON's own grammar allows and a row may not have: numbers out of range, or more than 400 levels."""
+    level, depth = [value], 0
+    while level:
+        if any(isinstance(each, float) and math.isinf(each) for each in level):
+            return True
+        level = [each for each in level if isinstance(each, dict | list)]
+        depth += bool(level)
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return depth > 400
 
 
 @target
