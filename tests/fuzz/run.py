@@ -58,8 +58,8 @@ def _run(name: str, given: argparse.Namespace) -> int:
     print(f"{name:<16} {count:>9,} executions  {findings} findings  seed {given.seed}", flush=True)
     if findings:
         (found / "log").write_text(ended.stdout + ended.stderr, encoding="utf-8")
-        lines = [line for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
-        print("\n".join(f"    {line[:200]}" for line in lines[-40:]), flush=True)
+        lines = [line for line in (ended.stdout + ended.stderr).splitlines() if line.strip() and line[0] != "#"]
+        print("\n".join(f"    {line[:200]}" for line in lines[-25:]), flush=True)
     return findings
 
 

@@ -83,7 +83,7 @@ def jsonl(data: bytes) -> None:
     wanted = []
     for number, line in enumerate(data.split(b"\n")):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-        if line.strip():
+        if line.strip(b" \t\r\n"):
             wanted.append(_json_of(line))
     with TextFile(path, "jsonl") as file:
         found = [None if error else fields for _, fields, error in file.records()]
