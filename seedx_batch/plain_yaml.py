@@ -65,10 +65,10 @@ def _faults(tree: Any, place: str, between: str, key: str) -> Iterator[Fault]:
     if isinstance(tree, dict):
         for name, value in tree.items():
             inner = f"{place}{between or ': '}{telling.shown(str(name)[:60])}"
-            if isinstance(name, str) and (telling.masked(name) != name or _UNWRITABLE.search(name)):
+            if not isinstance(name, str):
+                yield Fault(inner, "must be a text: put it in quotes")
+            elif telling.masked(name) != name or _UNWRITABLE.search(name):
                 yield Fault(inner, "is no key that can be written")
-            elif isinstance(name, tuple):
-                yield Fault(inner, "is no key", "give a text")
             yield from _faults(value, inner, ".", str(name))
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
