@@ -5,7 +5,7 @@ PYTHON = "$$(requirements/setup.sh --dev)"
 BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py)
 FAST = -m "not engine and not process and not compat"
 
-.PHONY: setup test check format compat bench fuzz lock clean lint types fast
+.PHONY: setup test check format compat torture bench fuzz lock clean lint types fast
 
 setup:
 	@requirements/setup.sh --dev >/dev/null
@@ -33,6 +33,10 @@ format: setup
 
 compat: setup
 	$(PYTHON) tests/compat/run.py $(ARGS)
+
+# Hundreds of kills and crashes; docs/reliability.md says what they show and how long that takes.
+torture: setup
+	$(PYTHON) tests/torture/run.py $(ARGS)
 
 # Every script of benchmarks/ prints its tables; benchmarks/README.md says how long that takes.
 bench: setup

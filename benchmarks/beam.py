@@ -168,6 +168,16 @@ class Ours:
             def put(self, completion: Any) -> None:
                 completions[completion.key.position] = completion
 
+            def write(self) -> None: ...
+
+            def enter(self, key: Any) -> None: ...
+
+            def leave(self, key: Any) -> None: ...
+
+            def begin_step(self) -> None: ...
+
+            def end_step(self) -> None: ...
+
             def save(self, then: Any) -> None:
                 then()
 
@@ -181,10 +191,12 @@ class Ours:
             return admitted
 
         began = time.monotonic()
+        kept = Kept()
         loop = Loop(
             ahead=Ahead(iter(rows_of(self._load, number)), start, self._load.num_rows),
             engine=engine,
-            shelf=Kept(),
+            shelf=kept,
+            flight=kept,
             window=engine.max_num_seqs,
             twins=None,
             checkpoint_s=1e9,

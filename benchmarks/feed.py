@@ -27,6 +27,7 @@ from seedx_batch.decoding import Admitted
 from seedx_batch.decoding.sample import SampleDecoder
 from seedx_batch.engine import Engine
 from seedx_batch.engine.simulated import SimulatedEngine
+from seedx_batch.flight import Flight
 from seedx_batch.intake import Intake
 from seedx_batch.loop import Counters, Loop
 from seedx_batch.records import Completion, EngineOutput, Request, Row, RowKey
@@ -41,9 +42,19 @@ MAX_TOKENS = 512
 
 
 class Forgetful:
-    """Stands where the shelf stands."""
+    """Stands where the shelf stands, and where rows in flight are noted."""
 
     def put(self, completion: Completion) -> None: ...
+
+    def write(self) -> None: ...
+
+    def enter(self, key: RowKey) -> None: ...
+
+    def leave(self, key: RowKey) -> None: ...
+
+    def begin_step(self) -> None: ...
+
+    def end_step(self) -> None: ...
 
     def save(self, then: Callable[[], None]) -> None:
         then()
@@ -110,9 +121,9 @@ def simulate(sources: list[str], engine: SimulatedEngine, order: str, window: fl
         true = {row.key: length for row, length in zip(rows, true_lengths(rows, admit, engine), strict=True)}
         rows.sort(key=lambda row: true[row.key], reverse=True)
     ahead = Ahead(iter(rows), admit, num_rows_ahead(engine.max_num_seqs) if order == "ours" else 0)
-    Loop(
-        ahead, engine, Forgetful(), round(window * engine.max_num_seqs), None, 1e9, lambda: None, lambda counters: None
-    ).run()
+    forgetful = Forgetful()
+    num_sequences = round(window * engine.max_num_seqs)
+    Loop(ahead, engine, forgetful, forgetful, num_sequences, None, 1e9, lambda: None, lambda counters: None).run()
     return engine
 
 
@@ -213,7 +224,11 @@ def run_rows(engine: Engine, job: Path, order: str, window: float) -> dict[str, 
         made = plan.make(spec, prompts, model)
         schemas = plan.part_schema(made.columns, spec, prompts), plan.completion_schema(spec, prompts)
         imprint = Imprint(*schemas, made.columns, len(made.shards), made.fingerprint, "", "rank-00000", {})
-        with Reader(made.files, made.id_column) as reader, closing(Shelf(run, made.shards, reader, imprint)) as shelf:
+        with (
+            Reader(made.files, made.id_column) as reader,
+            closing(Shelf(run, made.shards, reader, imprint)) as shelf,
+            closing(Flight(run.flight(0))) as flight,
+        ):
             rows: Iterator[Row] = shelf.rows()
             if order == "oracle":
                 rows = iter(sorted(rows, key=lambda row: -int(row.fields["budget"])))
@@ -222,6 +237,7 @@ def run_rows(engine: Engine, job: Path, order: str, window: float) -> dict[str, 
                 Ahead(rows, Intake(prompts, decoding, engine), num_ahead),
                 engine,
                 shelf,
+                flight,
                 round(window * engine.max_num_seqs),
                 None,
                 spec.executor.checkpoint_s,

@@ -38,8 +38,10 @@ REQUIREMENTS = [
 ROWS_PER_CHECKPOINT = 32
 MAX_NUM_SEQS = 32
 SPEED = [48] * 128
-KILLED = workload.varied(128)
+KILLED = workload.varied(256)
 """Rows of varied length end one by one, so that no system is lucky or unlucky with the moment of the kill."""
+KILLED_MAX_NUM_SEQS = 8
+"""So that half of the job is many times what is in flight, as in any job that is worth a resume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def main() -> None:
     counted = measuring.quiet(whole, options.most_others)
     print(f"\n{len(SPEED)} rows of {SPEED[0]} tokens, {MAX_NUM_SEQS} sequences:\n\n{speed_table(counted)}")
     print(f"\n{measuring.left_out(whole, options.most_others)}")
-    print(f"\n{len(KILLED)} rows, kill -9 when half of the tokens were generated:\n\n{kill_table(killed)}")
+    print(f"\n{len(KILLED)} rows, {KILLED_MAX_NUM_SEQS} sequences, kill -9 when half of the tokens were generated:")
+    print(f"\n{kill_table(killed)}")
     if len({(record["num_output_tokens"], record["num_computed_tokens"]) for record in whole}) > 1:
         sys.exit("the systems did not do the same work: no ratio counts")
 
@@ -104,7 +107,7 @@ def main() -> None:
 def speed(system: System, python: Path) -> dict[str, Any]:
     """One whole run."""
     shutil.rmtree(FOLDER / "run", ignore_errors=True)
-    run, counts, _ = start(system, python, SPEED, None)
+    run, counts = start(system, python, SPEED, MAX_NUM_SEQS, None)
     rows = rows_of(system, FOLDER / "run" / "out")
     expected = [(f"r{number:06d}", budget) for number, budget in enumerate(SPEED)]
     if sorted(rows) != expected:
@@ -126,8 +129,8 @@ def kill(system: System, python: Path) -> dict[str, Any]:
     """A run that is killed when half of the tokens were generated, and the same command again."""
     shutil.rmtree(FOLDER / "run", ignore_errors=True)
     half = sum(KILLED) // 2
-    _, before, _ = start(system, python, KILLED, lambda counts: counts.num_output_tokens >= half)
-    _, after, _ = start(system, python, KILLED, None)
+    _, before = start(system, python, KILLED, KILLED_MAX_NUM_SEQS, lambda counts: counts.num_output_tokens >= half)
+    _, after = start(system, python, KILLED, KILLED_MAX_NUM_SEQS, None)
     rows = rows_of(system, FOLDER / "run" / "out")
     expected = [(f"r{number:06d}", budget) for number, budget in enumerate(KILLED)]
     return {
@@ -142,12 +145,16 @@ def kill(system: System, python: Path) -> dict[str, Any]:
 
 
 def start(
-    system: System, python: Path, budgets: Sequence[int], kill_when: Callable[[engine_counts.Counts], bool] | None
-) -> tuple[measuring.Run, engine_counts.Counts, Path]:
+    system: System,
+    python: Path,
+    budgets: Sequence[int],
+    max_num_seqs: int,
+    kill_when: Callable[[engine_counts.Counts], bool] | None,
+) -> tuple[measuring.Run, engine_counts.Counts]:
     """Starts a system on rows, in the folder where an earlier start of it may have left something."""
     folder = FOLDER / "run"
     rows = workload.write_rows(folder / "in" / "rows.jsonl", budgets)
-    job = workload.job(rows, folder / "out", PROMPT, MAX_NUM_SEQS, ROWS_PER_CHECKPOINT)
+    job = workload.job(rows, folder / "out", PROMPT, max_num_seqs, ROWS_PER_CHECKPOINT)
     engine = workload.engine(job)
     job["engine"]["kv_cache_memory_bytes"] = engine.args["kv_cache_memory_bytes"]
     counts = folder / "counts"
@@ -167,7 +174,7 @@ def start(
     run = measuring.run(command, log, environ, dies)
     if run.exit_code:
         raise SystemExit(f"{system.name} ended with {run.exit_code}; its log: {log}")
-    return run, engine_counts.read(counts), folder
+    return run, engine_counts.read(counts)
 
 
 def _settings(system: System, folder: Path, rows: Path, engine: workload.Engine) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rows on their way to the engine: read, rendered and tokenised before it needs them; a job's last ones longest first.
 
-Must never know the engine or files; what it knows of outputs is how long those of this launch have been.
+Rows that may have killed an engine come when all others have ended, a group at a time. Must never know the engine or
+files; what it knows of outputs is how long those of this launch have been.
 """
 
 from collections import deque
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from seedx_batch.decoding import Admitted
 from seedx_batch.errors import RowRejected
 from seedx_batch.records import Completion, Row, RowKey
+from seedx_batch.suspects import Suspects
 
 Start = Callable[[Row], Admitted]
 """Renders, tokenises and admits a row; RowRejected makes it an error row."""
@@ -42,12 +44,17 @@ class Ahead:
     Args:
         rows: what is left to do, in order.
         num_rows: rows kept ahead.
+        suspects: rows that are to run alone, and those that are not to run again.
     """
 
-    def __init__(self, rows: Iterator[Row], start: Start, num_rows: int) -> None:
+    def __init__(self, rows: Iterator[Row], start: Start, num_rows: int, suspects: Suspects | None = None) -> None:
         self._rows = rows
         self._start = start
         self._num_rows = num_rows
+        suspects = suspects or Suspects()
+        self._condemned = suspects.condemned
+        self._groups = deque(suspects.groups)
+        self._withheld: dict[RowKey, Ready | Completion | None] = {key: None for group in self._groups for key in group}
         self._ahead: deque[Ready | Completion] = deque()
         self._used_up = False
         self._lengths = Lengths()
@@ -55,7 +62,7 @@ class Ahead:
 
     def __bool__(self) -> bool:
         """Whether there may be rows still."""
-        return bool(self._ahead) or not self._used_up
+        return bool(self._ahead) or not self._used_up or bool(self._groups)
 
     def read(self, most: int) -> None:
         """Reads at most so many rows, as long as fewer are ahead than should be."""
@@ -72,6 +79,12 @@ class Ahead:
             return None
         return self._ahead.popleft()
 
+    def release(self) -> None:
+        """Brings on the next group of suspects where all other rows were handed out; for when none is in flight."""
+        while self._groups and self._used_up and not self._ahead:
+            rows = [self._withheld.pop(key) for key in self._groups.popleft()]
+            self._ahead.extend(row for row in rows if row is not None)  # others ended in an earlier launch
+
     def learn(self, completion: Completion) -> None:
         """Takes notice of how long an output has become."""
         if completion.status != "error" and not completion.deduplicated:
@@ -83,13 +96,22 @@ class Ahead:
         if row is None:
             self._used_up = True
             return False
+        begun = self._begun(row)
+        if row.key in self._withheld:
+            self._withheld[row.key] = begun
+        else:
+            self._ahead.append(begun)
+        return True
+
+    def _begun(self, row: Row) -> Ready | Completion:
         try:
             if row.error is not None:
                 raise RowRejected(*row.error.split(": ", 1))
-            self._ahead.append(Ready(row.key, self._start(row)))
+            if row.key in self._condemned:
+                raise RowRejected("engine_killed", self._condemned[row.key])
+            return Ready(row.key, self._start(row))
         except RowRejected as rejection:
-            self._ahead.append(Completion(row.key, "error", error=str(rejection)))
-        return True
+            return Completion(row.key, "error", error=str(rejection))
 
     def _cost(self, ahead: Ready | Completion) -> float:
         if isinstance(ahead, Completion):

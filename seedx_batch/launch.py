@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, models, packaged, plan, platforms, status
+from seedx_batch import card, memory, models, packaged, plan, platforms, status
 from seedx_batch.errors import EngineError, Fault, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
@@ -24,6 +24,7 @@ from seedx_batch.rundir import RunDirectory
 from seedx_batch.spec import JobSpec
 from seedx_batch.spec import load as load_spec
 from seedx_batch.status import Status
+from seedx_batch.supervision import Supervision
 
 _POLL_S = 0.1
 _SHOW_S = 0.5
@@ -110,8 +111,12 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
         for note in () if settings is None else settings.notes:
             progress.say(note)
         environ = {} if settings is None else platforms.missing(settings, os.environ)
-        code = _watch(directory, planned, spec, environ, lock_fd, progress)
-        return _outcome(directory, planned, code)
+        code, died = _watch(directory, planned, spec, environ, lock_fd, progress)
+        outcome = _outcome(directory, planned, code, died)
+        if outcome.exit_code == EngineError.exit_code and settings is not None:
+            advice = memory.advice(settings.args, outcome.message, memory.free_bytes())
+            return replace(outcome, message=f"{outcome.message}\n{advice}") if advice else outcome
+        return outcome
 
 
 def _check_folder(directory: RunDirectory) -> None:
@@ -155,21 +160,25 @@ def _settings(spec: JobSpec, model: Model, planned: Plan) -> platforms.EngineSet
 
 def _watch(
     directory: RunDirectory, planned: Plan, spec: JobSpec, environ: dict[str, str], lock_fd: int, progress: View
-) -> int:
-    """Runs the worker and shows its progress; its exit code. Stop signals are passed on to it.
+) -> tuple[int, bool]:
+    """Runs the worker and shows its progress, and starts it again when its engine has died.
+
+    Stop signals are passed on to it.
 
     Args:
         environ: what the worker's environment has beside this process's.
+
+    Returns:
+        Its exit code, and whether the engine's death ended it.
     """
     pending: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         pending.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        worker = LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s)
+    supervision = Supervision(directory, 0, spec.executor)
+
+    def attend(worker: LocalWorker) -> int:
         shown_at, num_stops = 0.0, 0
         while (code := worker.poll()) is None:
             if len(pending) > num_stops:
@@ -178,18 +187,37 @@ def _watch(
                     "stopping: finished rows are being saved" + (" (once more: at once)" if num_stops > 1 else "")
                 )
                 worker.stop(at_once=num_stops > 1)
+            if supervision.is_stalled():
+                worker.kill()
             if time.monotonic() - shown_at >= _SHOW_S:
                 progress.show(status.glance(directory, planned))
                 shown_at = time.monotonic()
             time.sleep(_POLL_S)
-        progress.show(status.glance(directory, planned))
-        return Stopped.exit_code if pending and code < 0 else code
+        return code
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        while True:
+            code = attend(LocalWorker.start(directory, environ, lock_fd, spec.executor.grace_s))
+            seen = status.glance(directory, planned)
+            progress.show(seen)
+            how = supervision.death(code)
+            if how is not None and pending:
+                return Stopped.exit_code, False
+            if how is None or not supervision.begins_again(how, seen.num_done):
+                break
+            directory.sweep()
+            progress.say(f"{how}; starting again, rows in flight are generated again")
+        if code == 0:
+            supervision.forget()
+        return code, how is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _outcome(directory: RunDirectory, planned: Plan, code: int) -> Outcome:
+def _outcome(directory: RunDirectory, planned: Plan, code: int, died: bool) -> Outcome:
     seen = status.glance(directory, planned)
     if code == 0 and seen.num_committed == seen.num_shards:
         card.finalize(directory.path)
@@ -197,15 +225,12 @@ def _outcome(directory: RunDirectory, planned: Plan, code: int) -> Outcome:
     if code == Stopped.exit_code:
         left = seen.num_rows - seen.num_done
         return Outcome(f"stopped: {seen.num_done:,} rows are done, {left:,} are left; the same command goes on", code)
-    if seen.failure is not None:
-        message, code = seen.failure
+    message, code = seen.failure or (f"the worker ended with exit code {code}", EngineError.exit_code)
+    if seen.failure is not None and not died:
         return Outcome(f"error: {message}\nlog: {directory.log(0)}", code)
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
     tail = directory.log(0).read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
     told = "\n".join(f"  {line}" for line in tail)
-    return Outcome(
-        f"error: the worker ended with {how}; the last lines of {directory.log(0)}:\n{told}", EngineError.exit_code
-    )
+    return Outcome(f"error: {message}; the last lines of {directory.log(0)}:\n{told}", code)
 
 
 def _where(directory: RunDirectory) -> str:

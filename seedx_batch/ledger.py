@@ -14,6 +14,7 @@ from typing import Any
 
 from seedx_batch.durable import writing
 from seedx_batch.errors import StorageError
+from seedx_batch.telling import masked
 
 COUNTERS = (
     "num_rows",
@@ -26,6 +27,7 @@ COUNTERS = (
     "tail_s",
     "host_s",
     "load_s",
+    "num_restarts",
 )
 """What grows within a launch and adds up over launches and ranks."""
 
@@ -47,13 +49,14 @@ class Ledger:
         self._fd: int | None = None
 
     def write(self, event: str, **values: Any) -> None:
-        """Adds one line by one write, so that whoever reads meanwhile sees it whole.
+        """Adds one line by one write, so that whoever reads meanwhile sees it whole; without secrets.
 
         Raises:
             StorageError: the line cannot be written.
         """
+        told = {name: masked(value) if isinstance(value, str) else value for name, value in values.items()}
         # launch and event come first because totals() tells lines apart by how they begin.
-        line = {"launch": self.launch, "event": event, "t": round(time.time(), 3), **values}
+        line = {"launch": self.launch, "event": event, "t": round(time.time(), 3), **told}
         text = (json.dumps(line) + "\n").encode()
         with writing(self.path):
             if self._fd is None:
@@ -96,8 +99,8 @@ def read_last(path: Path) -> dict[str, Any] | None:
 def totals(folder: Path) -> dict[str, float]:
     """The `COUNTERS` of all ranks and launches, added up; 0 for one that no line has.
 
-    A launch counts with its last `checkpoint` line and with its `loaded` line. Times are of one engine each, so that
-    their sum is device time.
+    A launch counts with its last `checkpoint` line, its `loaded` line and its last `restarting` line. Times are of one
+    engine each, so that their sum is device time.
 
     Raises:
         StorageError: a ledger cannot be read.
@@ -110,7 +113,7 @@ def totals(folder: Path) -> dict[str, float]:
             if line.endswith(b"}"):
                 last[line.partition(b', "t": ')[0]] = line
         for values in _parse(last.values()):
-            if values["event"] in ("checkpoint", "loaded"):
+            if values["event"] in ("checkpoint", "loaded", "restarting"):
                 for name in COUNTERS:
                     sums[name] += number(values, name)
     return sums

@@ -43,6 +43,22 @@ class Completions(Protocol):
         """Waits until all that was begun is on disk."""
 
 
+class Flight(Protocol):
+    """Where rows in flight are noted, for whoever looks when this process has died in a step."""
+
+    def enter(self, key: RowKey) -> None:
+        """The engine has a row now."""
+
+    def leave(self, key: RowKey) -> None:
+        """It has it no longer."""
+
+    def begin_step(self) -> None:
+        """It is about to work."""
+
+    def end_step(self) -> None:
+        """It has answered."""
+
+
 @dataclass(slots=True)
 class Counters:
     """What one launch of a worker has done so far; seconds are of the loop, not of start-up.
@@ -83,6 +99,7 @@ class Loop:
 
     Args:
         ahead: what is left to do.
+        flight: told which rows are in the engine.
         window: sequences of rows in the engine at once.
         twins: merges identical requests; None where every row is generated.
         checkpoint_s: finished rows are on disk after at most so many seconds; safe from a kill they are at once.
@@ -93,6 +110,7 @@ class Loop:
     ahead: Ahead
     engine: Engine
     shelf: Completions
+    flight: Flight
     window: int
     twins: Twins | None
     checkpoint_s: float
@@ -144,6 +162,8 @@ class Loop:
     def _feed(self) -> None:
         """Fills the window."""
         most = _ROWS_PER_STEP * self.window
+        if not self._decoders and self._held is None:
+            self.ahead.release()
         for _ in range(most):
             if self._held is not None:
                 if not self._has_room(self._held.admitted):
@@ -183,10 +203,12 @@ class Loop:
 
     def _enter(self, row: Ready) -> None:
         key, admitted = row.key, row.admitted
+        self.flight.enter(key)
         try:
             for request in admitted.decoder.start():
                 self.engine.add(request)
         except RowRejected as rejection:
+            self.flight.leave(key)
             self._reject(key, rejection)
             return
         self._decoders[key] = admitted
@@ -198,7 +220,9 @@ class Loop:
         if not self.engine.num_unfinished:
             return
         called_at = time.monotonic()
+        self.flight.begin_step()
         outputs = self.engine.step()
+        self.flight.end_step()
         self.counters.num_steps += 1
         self.counters.host_s += called_at - self._returned_at
         self._returned_at = time.monotonic()
@@ -227,6 +251,7 @@ class Loop:
 
     def _leave(self, key: RowKey, admitted: Admitted) -> None:
         del self._decoders[key]
+        self.flight.leave(key)
         self._num_sequences -= admitted.num_sequences
         self._num_kv_tokens -= admitted.num_kv_tokens
         self.counters.num_wasted_tokens += admitted.decoder.num_wasted_tokens

@@ -4,16 +4,16 @@ Asks the machine and the model's config.json; must never import torch or vLLM, n
 """
 
 import itertools
-import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from seedx_batch import memory
 from seedx_batch.spec import BeamDecoding, EngineSpec, JobSpec, ModelSpec
 
 Platform = Literal["ascend", "cuda", "cpu"]
@@ -29,15 +29,8 @@ an hour and more.
 _EAGER_BYTES_PER_S = 54e9
 """Weights times output tokens that one core gets through a second: two gave 400 tokens/s with the 270 MB of the 135M
 Llama."""
-_UNKNOWN_WEIGHTS = 14e9  # bytes, where the model is not on this machine: 7B in 16 bits
 _CPU_NUM_SEQS = 64
 _CPU_MODEL_LEN = 4096
-_CPU_BLOCK = 128
-_CPU_SEQ_TOKENS = 1024
-"""Tokens of a sequence that memory is set aside for: vLLM touches all of it at the start, 1.7 s a GiB. Where rows are
-longer on average, some of a batch wait."""
-_KV_SHARE = 0.4  # of the memory that is free
-_KV_UNKNOWN = 4 << 30  # bytes, where there is no config.json to reckon from
 _PRELOADS = {"tcmalloc": ("libtcmalloc_minimal.so*", "libtcmalloc.so*"), "omp": ("libiomp5.so",)}
 """Libraries by a part of the name of what serves as well: Intel's OpenMP beside GNU's would be one too many."""
 
@@ -192,7 +185,7 @@ def _cpu(
             "libtcmalloc is not installed (Debian: libtcmalloc-minimal4): slower, and vLLM 0.18 refuses to start"
         )
     args: dict[str, Any] = {"max_num_seqs": _CPU_NUM_SEQS}
-    config = _config(model_folder)
+    config = memory.config(model_folder)
     longest = _longest(config)
     if spec.max_model_len is None and longest is not None:
         args["max_model_len"] = min(longest, _CPU_MODEL_LEN)
@@ -202,13 +195,13 @@ def _cpu(
         "VLLM_CPU_KVCACHE_SPACE"
     ):
         num_tokens = spec.max_model_len or args.get("max_model_len", _CPU_MODEL_LEN)
-        size = _kv_bytes(config, spec.dtype, num_tokens, int(given.get("max_num_seqs") or _CPU_NUM_SEQS))
+        size = memory.kv_bytes(config, spec.dtype, num_tokens, int(given.get("max_num_seqs") or _CPU_NUM_SEQS))
         args["kv_cache_memory_bytes"] = size
         notes.append(f"{size / (1 << 30):.1f} GiB of memory for keys and values")
         if _vllm_version() < (0, 23):  # reads only this variable on a CPU
             env["VLLM_CPU_KVCACHE_SPACE"] = str(-(-size // (1 << 30)))
     if not {"enforce_eager", "compilation_config"} & given.keys():
-        work_s = num_output_tokens * _weight_bytes(model_folder) / (_EAGER_BYTES_PER_S * len(cpus))
+        work_s = num_output_tokens * memory.weight_bytes(model_folder) / (_EAGER_BYTES_PER_S * len(cpus))
         told = f"about {num_output_tokens:,} output tokens, some {_span(work_s)} of work here"
         if work_s < COMPILE_FROM_S:
             args["enforce_eager"] = True
@@ -224,40 +217,6 @@ def _world_size(given: Mapping[str, Any]) -> int:
     return int(given.get("tensor_parallel_size") or 1) * int(given.get("pipeline_parallel_size") or 1)
 
 
-def _kv_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int, max_num_seqs: int) -> int:
-    """Bytes for `max_num_seqs` usual sequences, within the share of free memory, but at least for a full one."""
-    limit = int(_free_bytes() * _KV_SHARE)
-    try:
-        heads = config["num_attention_heads"]
-        head_dim = config.get("head_dim") or config["hidden_size"] // heads
-        kv_heads = config.get("num_key_value_heads") or heads
-        stored = config.get("dtype") or config.get("torch_dtype") if dtype == "auto" else dtype
-        width = 4 if stored in ("float", "float32") else 2
-        per_token = config["num_hidden_layers"] * 2 * kv_heads * head_dim * width
-    except KeyError:
-        return min(_KV_UNKNOWN, limit)
-    full, usual = (
-        per_token * _CPU_BLOCK * (-(-num_tokens // _CPU_BLOCK) + 1)
-        for num_tokens in (max_model_len, min(max_model_len, _CPU_SEQ_TOKENS))
-    )
-    return int(max(full, min(usual * max_num_seqs, limit)))
-
-
-def _config(folder: Path | None) -> dict[str, Any]:
-    """The part of config.json about text; {} where there is none."""
-    if folder is None or not (folder / "config.json").is_file():
-        return {}
-    tree: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text: dict[str, Any] = tree.get("text_config") or tree
-    return text
-
-
-def _weight_bytes(folder: Path | None) -> float:
-    """The size of the model's weights; a usual one where they are not here."""
-    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")] if folder else []
-    return float(sum(path.stat().st_size for path in files)) or _UNKNOWN_WEIGHTS
-
-
 def _span(seconds: float) -> str:
     """A time for a person, roughly."""
     for size, unit in ((3600, "h"), (60, "min")):
@@ -269,28 +228,6 @@ def _span(seconds: float) -> str:
 def _longest(config: Mapping[str, Any]) -> int | None:
     longest = config.get("max_position_embeddings") or config.get("n_positions")
     return longest if isinstance(longest, int) else None
-
-
-def _free_bytes(root: Path = Path("/")) -> int:
-    """Memory that can be had without swapping: of the machine, of its smallest NUMA node, of this control group."""
-    free = [_meminfo(root / "proc/meminfo", ("MemAvailable",))]
-    for node in root.glob("sys/devices/system/node/node[0-9]*/meminfo"):
-        # As vLLM reckons, which refuses more than this.
-        free.append(_meminfo(node, ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")))
-    group = root / "sys/fs/cgroup"
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        if (group / limit).is_file() and (most := (group / limit).read_text().strip()).isdigit():
-            free.append(max(0, int(most) - int((group / usage).read_text())))
-    return min(free)
-
-
-def _meminfo(path: Path, names: Iterable[str]) -> int:
-    lines = [line.removeprefix("Node").split(":") for line in path.read_text().splitlines() if ":" in line]
-    sizes = {before.split()[-1]: int(after.split()[0]) * 1024 for before, after in lines}
-    return sum(sizes.get(name, 0) for name in names)
 
 
 def _bind(cpus: list[int], world_size: int) -> str:

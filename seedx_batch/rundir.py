@@ -28,7 +28,7 @@ class RunDirectory:
 
     README.md  job.yaml  plan.json  stats.parquet  report.html
     data/part-00012-of-00040.parquet
-    .state/  journal/  ledger/  logs/  tmp/  lock  lock.json
+    .state/  journal/  ledger/  logs/  faults/  tmp/  lock  lock.json
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -42,6 +42,7 @@ class RunDirectory:
         self.journals = self.path / ".state" / "journal"
         self.ledgers = self.path / ".state" / "ledger"
         self.logs = self.path / ".state" / "logs"
+        self._faults = self.path / ".state" / "faults"
         self._tmp = self.path / ".state" / "tmp"
         self._lock = self.path / ".state" / "lock"
         self._holder = self.path / ".state" / "lock.json"
@@ -67,6 +68,14 @@ class RunDirectory:
     def log(self, rank: int) -> Path:
         """Where a worker's output goes."""
         return self.logs / f"rank-{rank:05d}.log"
+
+    def flight(self, rank: int) -> Path:
+        """Where a worker notes the rows that are in its engine."""
+        return self._faults / f"rank-{rank:05d}.flight"
+
+    def suspects(self, rank: int) -> Path:
+        """Where it is kept which rows may have killed a worker's engines."""
+        return self._faults / f"rank-{rank:05d}.suspects.json"
 
     def temporary(self, name: str) -> Path:
         """A path that nobody else uses, on the same file system; `sweep` removes what a crash leaves there."""
@@ -97,7 +106,7 @@ class RunDirectory:
         Raises:
             StorageError: they cannot be made.
         """
-        for folder in (self.parts, self.journals, self.ledgers, self.logs, self._tmp):
+        for folder in (self.parts, self.journals, self.ledgers, self.logs, self._faults, self._tmp):
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
 

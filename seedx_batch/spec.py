@@ -302,6 +302,10 @@ class ExecutorSpec(Section):
     kind: Literal["local"] = "local"
     checkpoint_s: float = Field(2.0, gt=0, description="Finished rows are on disk after at most so many seconds.")
     grace_s: float = Field(20.0, ge=1, description="A stop signal is obeyed within so many seconds.")
+    stall_s: float = Field(600.0, gt=0, description="An engine that is silent in a step for so many seconds is dead.")
+    max_engine_restarts: int = Field(
+        12, ge=0, description="Starts after deaths of the engine, at most, without one more row at its end."
+    )
 
 
 def _method_of(value: object) -> str:

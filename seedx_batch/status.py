@@ -22,6 +22,8 @@ _PHASES = {
     "stopped": "stopped",
     "finished": "finished",
     "failed": "failed",
+    "died": "starting again",
+    "restarting": "starting again",
 }
 
 
@@ -32,6 +34,7 @@ class Status:
     Args:
         num_done: rows in parts and journals.
         num_output_tokens: what engines have generated for finished rows, over all launches.
+        num_restarts: starts of workers after deaths of their engines, over all launches.
         num_in_flight: requests in the engine at the last checkpoint.
         busy_s, idle_s, tail_s: how the engines' time was used, see occupancy.py; host_s: what workers did beside.
         stats: of the committed parts; None where it was not asked for.
@@ -52,6 +55,7 @@ class Status:
     tail_s: float
     host_s: float
     load_s: float
+    num_restarts: int
     stats: TokenStats | None = None
     failure: tuple[str, int] | None = None
 
@@ -88,6 +92,8 @@ class Status:
                 shown = "  ".join(f"{name} {value:,.6g}" for name, value in figures.items() if value is not None)
                 lines.append(f"{kind:<9} {shown}")
             lines += [f"error     {count:,} x {kind}" for kind, count in sorted(self.stats.errors.items())]
+        if self.num_restarts:
+            lines.append(f"restarts  {self.num_restarts:,} after deaths of the engine")
         if self.failure is not None:
             lines.append(f"failed    {self.failure[0]}")
         return "\n".join(lines)
@@ -135,6 +141,7 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
         tail_s=float(totals.get("tail_s", 0)),
         host_s=float(totals.get("host_s", 0)),
         load_s=float(totals.get("load_s", 0)),
+        num_restarts=int(totals.get("num_restarts", 0)),
         failure=failure,
     )
 

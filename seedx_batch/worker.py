@@ -16,10 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from seedx_batch import __version__, identity, models, platforms
+from seedx_batch import __version__, identity, models, platforms, suspects
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
 from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped
+from seedx_batch.flight import Flight
 from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger
 from seedx_batch.loop import Loop
@@ -37,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 PARENT = "SEEDX_BATCH_PARENT"
 """Environment variable by which a worker knows the process that it must not outlive."""
+
+POISON, STALL = "SEEDX_BATCH_SIMULATED_POISON", "SEEDX_BATCH_SIMULATED_STALL"
+"""Environment variables by which a rehearsal is told of a text that kills the simulated engine, or silences it."""
 
 _WINDOWS = 2
 """Sequences in the engine at once, in units of max_num_seqs: with as many waiting as run none is free, even where a
@@ -87,8 +91,10 @@ def work(path: Path, rank: int, world_size: int) -> int:
         print(masked(traceback.format_exc()), file=sys.stderr)
         if isinstance(error, Stopped):
             ledger.write("stopped")
+        elif isinstance(error, EngineDied):
+            ledger.write("died", message=str(error), exit_code=error.exit_code)
         else:
-            ledger.write("failed", message=masked(str(error)), exit_code=error.exit_code)
+            ledger.write("failed", message=str(error), exit_code=error.exit_code)
         return error.exit_code
     ledger.write("finished" if finished else "stopped")
     return 0 if finished else Stopped.exit_code
@@ -120,8 +126,18 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
             worker=f"rank-{rank:05d}",
             versions=versions,
         )
-        with Reader(plan.files, plan.id_column) as reader, closing(Shelf(run, shards, reader, imprint)) as shelf:
-            return _loop(spec, prompts, engine, shelf, ledger, stop)
+        with (
+            Reader(plan.files, plan.id_column) as reader,
+            closing(Shelf(run, shards, reader, imprint)) as shelf,
+            closing(Flight(run.flight(rank))) as flight,
+        ):
+            ahead = Ahead(
+                shelf.rows(),
+                Intake(prompts, spec.decoding, engine),
+                num_rows_ahead(engine.max_num_seqs),
+                suspects.load(run.suspects(rank)),
+            )
+            return _loop(spec, ahead, engine, shelf, flight, ledger, stop)
     finally:
         engine.close()
 
@@ -143,17 +159,25 @@ def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: P
     if settings is None:
         from seedx_batch.engine.simulated import SimulatedEngine
 
-        return SimulatedEngine(spec.engine.max_num_seqs or 64, spec.model.max_model_len or 32_768)
+        return SimulatedEngine(
+            spec.engine.max_num_seqs or 64,
+            spec.model.max_model_len or 32_768,
+            poison=os.environ.get(POISON),
+            stall=os.environ.get(STALL),
+        )
     from seedx_batch.engine.vllm import VllmEngine
 
     return VllmEngine(settings.args, prompts.chat_template)
 
 
-def _loop(spec: JobSpec, prompts: Prompts, engine: Engine, shelf: Shelf, ledger: Ledger, stop: StopSignals) -> bool:
+def _loop(
+    spec: JobSpec, ahead: Ahead, engine: Engine, shelf: Shelf, flight: Flight, ledger: Ledger, stop: StopSignals
+) -> bool:
     loop = Loop(
-        ahead=Ahead(shelf.rows(), Intake(prompts, spec.decoding, engine), num_rows_ahead(engine.max_num_seqs)),
+        ahead=ahead,
         engine=engine,
         shelf=shelf,
+        flight=flight,
         # Beams would push one another out of a queue, so what they take in runs at once.
         window=(_WINDOWS if isinstance(spec.decoding, SampleDecoding) else 1) * engine.max_num_seqs,
         twins=Twins() if spec.decoding.merges else None,

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from seedx_batch import ledger
 from seedx_batch.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
+LEDGER = "run/.state/ledger/rank-00000.jsonl"
+"""Where a job of `write_job` has its worker's ledger, from the job's folder."""
 
 
 def write_rows(path: Path, texts: Sequence[str]) -> Path:
@@ -74,6 +78,29 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 def environment(values: Mapping[str, str]) -> dict[str, str]:
     """The environment in which the command line finds this repository."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **values}
+
+
+def start(job: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """The command line as a process group of its own, as a shell or a scheduler starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "seedx_batch", "run", str(job)],
+        env=environment(env or {}),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_rows(job: Path, least: int, earlier: Collection[str] = ()) -> None:
+    """Waits until a launch that is none of the earlier ones tells of so many finished rows."""
+    path = job.parent / LEDGER
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        last = ledger.read_last(path) or {}
+        if last.get("launch") not in earlier and last.get("num_rows", 0) >= least:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"no {least} rows within a minute")
 
 
 def has_ended(pid: int) -> bool:

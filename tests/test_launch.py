@@ -3,20 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from seedx_batch import ledger, parts
-from tests.jobs import environment, has_ended, parts_of, seedx_batch, write_job, write_rows
+from tests.jobs import LEDGER, has_ended, parts_of, seedx_batch, start, wait_for_rows, write_job, write_rows
 
 pytestmark = pytest.mark.process
-LEDGER = "run/.state/ledger/rank-00000.jsonl"
 TEXTS = [f"第{number}句话，" * (number % 5 + 1) for number in range(57)]
 
 
@@ -146,29 +142,6 @@ def slow_job(tmp_path: Path, num_rows: int = 25_000) -> Path:
     return write_job(
         tmp_path, rows, output={"rows_per_shard": 1000}, executor={"checkpoint_s": 0.1}, decoding={"max_tokens": 40}
     )
-
-
-def start(job: Path) -> subprocess.Popen[str]:
-    """The command line as a process group of its own, as a shell or a scheduler starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "seedx_batch", "run", str(job)],
-        env=environment({}),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_rows(job: Path, least: int, earlier: Collection[str] = ()) -> None:
-    """Waits until a launch that is none of the earlier ones tells of so many finished rows."""
-    path = job.parent / LEDGER
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        last = ledger.read_last(path) or {}
-        if last.get("launch") not in earlier and last.get("num_rows", 0) >= least:
-            return
-        time.sleep(0.02)
-    raise TimeoutError(f"no {least} rows within a minute")
 
 
 def test_killed_again_and_again(tmp_path: Path) -> None:

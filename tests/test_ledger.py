@@ -89,6 +89,7 @@ def test_totals_add_up_launches_and_ranks(tmp_path: Path) -> None:
             book.write("loaded", load_s=2.5)
             book.write("checkpoint", num_rows=10, num_output_tokens=100, num_in_flight=7)
             book.write("checkpoint", num_rows=20, num_output_tokens=300, num_prompt_tokens=5, busy_s=1.5, idle_s=0.25)
+            book.write("restarting", num_restarts=2)
             book.write("stopped")
             book.close()
             with book.path.open("ab") as file:
@@ -105,6 +106,7 @@ def test_totals_add_up_launches_and_ranks(tmp_path: Path) -> None:
         "tail_s": 0,
         "host_s": 0,
         "load_s": 15.0,
+        "num_restarts": 12,
     }
 
 
@@ -132,3 +134,12 @@ def test_one_write_for_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     book.write("note", text="x" * 100_000)
     book.close()
     assert [json.loads(text)["event"] for text in writes] == ["note"]
+
+
+def test_a_line_tells_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an error quotes of a URL's credentials or of the environment is masked before it is written."""
+    monkeypatch.setenv("HF_TOKEN", "a-canary-of-the-environment")
+    written = Ledger(tmp_path / "rank-00000.jsonl")
+    written.write("failed", message="https://user:canary@host refused a-canary-of-the-environment", exit_code=69)
+    assert ledger.read(written.path)[0]["message"] == "https://***@host refused ***"
+    assert b"canary" not in written.path.read_bytes()

@@ -18,20 +18,36 @@ from seedx_batch.errors import EngineDied, RowRejected
 from seedx_batch.loop import Counters, Loop
 from seedx_batch.records import Completion, EngineOutput, Request, RequestId, Row, RowKey
 from seedx_batch.spec import BeamDecoding
+from seedx_batch.suspects import Suspects
 from seedx_batch.twins import Twins
 
 
 class Remembering:
-    """Stands where the shelf stands."""
+    """Stands where the shelf stands, and where rows in flight are noted."""
 
     def __init__(self) -> None:
         self.num_written = 0
         self.unsaved: dict[RowKey, Completion] = {}
         self.saved: dict[RowKey, Completion] = {}
+        self.in_flight: set[RowKey] = set()
+        self.steps = False
 
     def put(self, completion: Completion) -> None:
         assert completion.key not in self.unsaved | self.saved, "a row ended twice"
         self.unsaved[completion.key] = completion
+
+    def enter(self, key: RowKey) -> None:
+        assert key not in self.in_flight
+        self.in_flight.add(key)
+
+    def leave(self, key: RowKey) -> None:
+        self.in_flight.remove(key)
+
+    def begin_step(self) -> None:
+        self.steps = True
+
+    def end_step(self) -> None:
+        self.steps = False
 
     def write(self) -> None:
         self.num_written = len(self.saved | self.unsaved)
@@ -62,6 +78,7 @@ def loop_over(
     merge: bool = False,
     max_tokens: int = 12,
     num_ahead: int | None = None,
+    suspects: Suspects | None = None,
     **options: object,
 ) -> tuple[Loop, Remembering]:
     """A loop over texts; a text "?" is refused when it is rendered."""
@@ -76,9 +93,12 @@ def loop_over(
 
     settings = {"window": 2 * engine.max_num_seqs, "checkpoint_s": 0.0, "stopping": lambda: None} | options
     made = Loop(
-        ahead=Ahead(rows(texts), start, num_rows_ahead(engine.max_num_seqs) if num_ahead is None else num_ahead),
+        ahead=Ahead(
+            rows(texts), start, num_rows_ahead(engine.max_num_seqs) if num_ahead is None else num_ahead, suspects
+        ),
         engine=engine,
         shelf=shelf,
+        flight=shelf,
         twins=Twins() if merge else None,
         on_checkpoint=lambda counters: None,
         **settings,  # type: ignore[arg-type]
@@ -232,6 +252,41 @@ def test_a_dead_engine_loses_only_what_was_in_flight() -> None:
     assert not shelf.saved
     loop.checkpoint()
     assert len(shelf.saved) == loop.counters.num_rows > 0
+
+
+def test_who_is_in_flight_is_known_at_every_moment() -> None:
+    """Whoever looks when the process died in a step sees that it was in one, and with which rows; in the end nobody."""
+    engine = SimulatedEngine(4, die_at_step=20, rejects=[RequestId(RowKey(0, 3), 0)])
+    loop, shelf = loop_over([f"row {number}" for number in range(500)], engine)
+    with pytest.raises(EngineDied):
+        loop.run()
+    assert shelf.steps
+    assert len(shelf.in_flight) == engine.num_unfinished == loop.window
+    loop, shelf = loop_over(["!", "?", "a"] * 10, SimulatedEngine(4), merge=True)
+    loop.run()
+    assert (shelf.in_flight, shelf.steps) == (set(), False)
+
+
+def test_suspects_run_last_and_alone() -> None:
+    """Rows that may have killed an engine come when all others have ended, a group at a time; condemned ones never."""
+    alone = [[RowKey(0, 3), RowKey(2, 5)], [RowKey(1, 1)]]
+    suspects = Suspects(groups=tuple(map(tuple, alone)), condemned={RowKey(0, 0): "it kills"})
+    loop, shelf = loop_over([f"row {number}" for number in range(30)], SimulatedEngine(4), suspects=suspects)
+    together: list[set[RowKey]] = []
+    enter = shelf.enter
+
+    def note(key: RowKey) -> None:
+        enter(key)
+        together.append(set(shelf.in_flight))
+
+    shelf.enter = note  # type: ignore[method-assign]
+    loop.run()
+    assert len(shelf.saved) == 30
+    assert shelf.saved[RowKey(0, 0)].error == "engine_killed: it kills"
+    assert RowKey(0, 0) not in set().union(*together)
+    assert [rows for rows in together if rows & {*alone[0], *alone[1]}] == together[-3:]
+    for rows, group in zip(together[-3:], [alone[0], alone[0], alone[1]], strict=True):
+        assert rows <= set(group)
 
 
 def test_finished_rows_are_written_before_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from seedx_batch import platforms
+from seedx_batch import memory, platforms
 from seedx_batch.platforms import EngineSettings, detect, missing, settings
 from seedx_batch.spec import EngineSpec, ModelSpec
 
@@ -31,7 +31,7 @@ PER_TOKEN = 10 * 2 * 2 * 64 * 2  # layers, keys and values, heads, width of a he
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Settings for a model folder on a machine of two CPUs with 10 GiB free and vLLM 0.32."""
-    monkeypatch.setattr(platforms, "_free_bytes", lambda: 10 * GIB)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10 * GIB)
     monkeypatch.setattr(platforms, "_vllm_version", lambda: (0, 32))
     monkeypatch.setattr(platforms, "_LIBRARIES", [])
     monkeypatch.setattr(platforms, "_one_per_core", lambda cpus: cpus)
@@ -267,29 +267,29 @@ def test_cpu_threads_are_one_per_core(tmp_path: Path) -> None:
 
 
 def test_cpu_memory_for_usual_sequences(start: Start) -> None:
-    """Memory is set aside for max_num_seqs sequences of 1,024 tokens, a block more each."""
-    assert start("cpu", max_num_seqs=8).args["kv_cache_memory_bytes"] == 8 * PER_TOKEN * (1024 + 128)
+    """Memory is set aside for max_num_seqs sequences of 1,024 tokens, two blocks more each."""
+    assert start("cpu", max_num_seqs=8).args["kv_cache_memory_bytes"] == 8 * PER_TOKEN * (1024 + 256)
 
 
 def test_cpu_memory_for_short_contexts(start: Start) -> None:
     """Where the context is shorter it is what counts."""
     chosen = start("cpu", max_num_seqs=8, model={"max_model_len": 300})
-    assert chosen.args["kv_cache_memory_bytes"] == 8 * PER_TOKEN * (384 + 128)
+    assert chosen.args["kv_cache_memory_bytes"] == 8 * PER_TOKEN * (384 + 256)
 
 
 def test_cpu_memory_is_a_share_of_what_is_free(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never more than 40 % of the free memory, but always room for one full sequence."""
-    monkeypatch.setattr(platforms, "_free_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 100 << 20)
     assert start("cpu", max_num_seqs=64).args["kv_cache_memory_bytes"] == 40 << 20
-    monkeypatch.setattr(platforms, "_free_bytes", lambda: 1 << 20)
-    assert start("cpu", max_num_seqs=64).args["kv_cache_memory_bytes"] == PER_TOKEN * (4096 + 128)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1 << 20)
+    assert start("cpu", max_num_seqs=64).args["kv_cache_memory_bytes"] == PER_TOKEN * (4096 + 256)
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [("auto", 1), ("float32", 2), ("float16", 1)])
 def test_cpu_memory_follows_the_dtype(start: Start, dtype: str, factor: int) -> None:
     """Keys and values are stored in the model's dtype."""
     size = start("cpu", max_num_seqs=1, model={"max_model_len": 128, "dtype": dtype}).args["kv_cache_memory_bytes"]
-    assert size == factor * PER_TOKEN * 256
+    assert size == factor * PER_TOKEN * 384
 
 
 def test_cpu_memory_without_a_config(tmp_path: Path, start: Start) -> None:
@@ -395,16 +395,16 @@ def machine(root: Path, available: int, nodes: dict[int, int], limit: str | None
 
 def test_free_memory_is_the_tightest_bound(tmp_path: Path) -> None:
     """The machine, its smallest NUMA node or the container's limit: the least of them counts."""
-    assert platforms._free_bytes(machine(tmp_path / "a", 1000, {})) == 1000 * 1024
-    assert platforms._free_bytes(machine(tmp_path / "b", 1000, {0: 700, 1: 300})) == 310 * 1024
-    assert platforms._free_bytes(machine(tmp_path / "c", 1000, {0: 900}, "500000", 100000)) == 400000
-    assert platforms._free_bytes(machine(tmp_path / "d", 1000, {}, "max", 5)) == 1000 * 1024
-    assert platforms._free_bytes(machine(tmp_path / "e", 1000, {}, "10", 50)) == 0
+    assert memory.free_bytes(machine(tmp_path / "a", 1000, {})) == 1000 * 1024
+    assert memory.free_bytes(machine(tmp_path / "b", 1000, {0: 700, 1: 300})) == 310 * 1024
+    assert memory.free_bytes(machine(tmp_path / "c", 1000, {0: 900}, "500000", 100000)) == 400000
+    assert memory.free_bytes(machine(tmp_path / "d", 1000, {}, "max", 5)) == 1000 * 1024
+    assert memory.free_bytes(machine(tmp_path / "e", 1000, {}, "10", 50)) == 0
 
 
 def test_this_machine_has_memory_and_a_version() -> None:
     """The real files are readable, and the vLLM that is installed has a version."""
-    assert platforms._free_bytes() > 1 << 20
+    assert memory.free_bytes() > 1 << 20
     assert platforms._vllm_version() >= (0, 18)
 
 

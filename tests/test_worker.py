@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from seedx_batch import ledger
-from tests.jobs import parts_of, seedx_batch, write_job, write_rows
+from tests.jobs import LEDGER, parts_of, seedx_batch, start, wait_for_rows, write_job, write_rows
 from tests.tiny_models import tiny_seed_x
 
 pytestmark = pytest.mark.engine
@@ -81,3 +82,44 @@ def test_faults_that_only_the_engine_knows(
     assert ended.returncode == code, ended.stderr
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def engine_of(folder: Path) -> psutil.Process:
+    """The engine process of the run's worker, once rows have ended in it."""
+    worker = psutil.Process(next(line["pid"] for line in ledger.read(folder / LEDGER) if line["event"] == "started"))
+    return next(process for process in worker.children() if "EngineCore" in process.name())
+
+
+def test_the_engine_process_is_killed(tmp_path: Path, model: Path) -> None:
+    """kill -9 of vLLM's EngineCore in mid-run: it is noticed, another engine comes up, and every row is there once."""
+    path = job(
+        tmp_path / "a",
+        model,
+        decoding={"max_tokens": 400, "ignore_eos": True},
+        engine={"max_num_seqs": 2},
+        executor={"checkpoint_s": 0.1},
+    )
+    process = start(path, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    wait_for_rows(path, 4)
+    engine_of(tmp_path / "a").kill()
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
+    assert "starting again" in told
+    table = parts_of(tmp_path / "a" / "run")
+    assert table["id"].to_pylist() == [f"r{number}" for number in range(25)]
+    assert set(table["num_output_tokens"].to_pylist()[:-1]) == {400}
+    assert sum(line["event"] == "restarting" for line in ledger.read(tmp_path / "a" / LEDGER)) == 1
+
+
+def test_a_row_that_kills_the_engine(tmp_path: Path, model: Path) -> None:
+    """A prompt in whose presence the process is killed becomes an error row, and all others are generated."""
+    engine = {"max_num_seqs": 1, "logits_processors": ["tests.engine.poison:Poison"]}
+    path = job(tmp_path / "a", model, engine=engine)
+    write_rows(tmp_path / "a" / "rows.jsonl", [*TEXTS[:7], "☠", *TEXTS[8:]])
+    tokens = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
+    ended = seedx_batch("run", path, env={"POISON_TOKEN": str(tokens["<0xE2>"])}, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    table = parts_of(tmp_path / "a" / "run").to_pylist()
+    killed = [row["id"] for row in table if (row["error"] or "").startswith("engine_killed: ")]
+    assert killed == ["r7"]
+    assert [row["status"] == "error" for row in table] == [row["id"] in ("r7", "r24") for row in table]

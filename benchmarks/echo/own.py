@@ -24,7 +24,7 @@ pauses: list[float] = []
 class EchoEngine(simulated.SimulatedEngine):
     """Answers every request with its prompt, in the next step; a prompt's tokens are its number, many times."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
+    def __init__(self, max_num_seqs: int, max_model_len: int, **faults: None) -> None:
         super().__init__(MAX_NUM_SEQS, max_model_len)
         self._prompts: dict[int, str] = {}
         self._added: list[Request] = []

@@ -5,6 +5,8 @@ Its time is virtual and its texts are made of hashes; it must never know vLLM or
 
 import heapq
 import math
+import os
+import signal
 import time
 import zlib
 from array import array
@@ -50,6 +52,7 @@ class _Running:
     num_left: int
     num_prefilled: int
     aborted: bool = False
+    fault: Callable[[], None] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +74,8 @@ class SimulatedEngine:
         cost: what a step takes on the virtual clock.
         die_at_step: the step in which the engine dies; None for never.
         rejects: ids that `add` refuses.
+        poison: a text in a prompt that kills the process as soon as its request runs.
+        stall: one that lets the step in which its request begins never end.
     """
 
     def __init__(
@@ -81,6 +86,8 @@ class SimulatedEngine:
         die_at_step: int | None = None,
         rejects: Container[RequestId] = (),
         length: Callable[[int, float], int] | None = None,
+        poison: str | None = None,
+        stall: str | None = None,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_model_len = max_model_len
@@ -96,6 +103,8 @@ class SimulatedEngine:
         self._cost = cost
         self._die_at_step = die_at_step
         self._rejects = rejects
+        self._faults = {text: fault for text, fault in ((poison, _die), (stall, _sleep)) if text}
+        self._faulty: dict[tuple[int, ...], Callable[[], None]] = {}
         self.length = length
         self._dead = False
         self._requests: dict[RequestId, _Running] = {}
@@ -129,7 +138,11 @@ class SimulatedEngine:
         self._check_fits(num_tokens)
         text = prompt.encode("utf-32-le", "surrogatepass")
         starts = range(0, len(text), _BYTES_PER_TOKEN)
-        return [_BOS, *(2 + zlib.crc32(text[start : start + _BYTES_PER_TOKEN]) % _VOCABULARY for start in starts)]
+        ids = [_BOS, *(2 + zlib.crc32(text[start : start + _BYTES_PER_TOKEN]) % _VOCABULARY for start in starts)]
+        for words, fault in self._faults.items():
+            if words in prompt:
+                self._faulty[tuple(ids)] = fault
+        return ids
 
     def decode(self, token_ids: Sequence[int], prompt_token_ids: Sequence[int] = ()) -> str:
         """Four characters for every token but the special ones."""
@@ -147,6 +160,8 @@ class SimulatedEngine:
             raise RowRejected("prompt_empty", "the prompt has no tokens")
         self._check_fits(len(request.prompt_token_ids))
         running = self._stream(request) if request.streams else self._whole(request)
+        if self._faulty:
+            running.fault = self._faulty.get(tuple(request.prompt_token_ids))
         self._requests[request.id] = running
         self._waiting.append(running)
 
@@ -202,6 +217,8 @@ class SimulatedEngine:
             if self._num_running and self._num_running + len(output.candidates) > self.max_num_seqs:
                 break
             running = self._waiting.popleft()
+            if running.fault is not None:
+                running.fault()
             if isinstance(running, _Stream):
                 self._streams.append(running)
             else:
@@ -273,6 +290,14 @@ class SimulatedEngine:
             wanted = 1 + drawn % most if self.length is None else self.length(len(ids), drawn / (1 << 48))
             candidates.append(_candidate(digest, min(max(1, wanted), most), most, params))
         return EngineOutput(request.id, tuple(candidates), num_prompt_tokens=len(ids), num_cached_tokens=0)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _sleep() -> None:
+    time.sleep(86_400)
 
 
 def _likeliest(token_ids: list[int]) -> list[tuple[int, float]]:

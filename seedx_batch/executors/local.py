@@ -51,6 +51,11 @@ class LocalWorker:
             self.process.kill()
         return self.process.poll()
 
+    def kill(self) -> None:
+        """Ends it without a word, and waits until it is gone."""
+        self.process.kill()
+        self.process.wait()
+
     def stop(self, *, at_once: bool) -> None:
         """Asks it to stop; it is killed when it has not obeyed within `grace_s`, or 3 seconds if `at_once`."""
         kill_at = time.monotonic() + (min(3.0, self.grace_s) if at_once else self.grace_s)

@@ -42,13 +42,28 @@ class Narrow(BeamDecoder):
 
 
 class Texts:
-    """Stands where the shelf stands."""
+    """Stands where the shelf stands, and where rows in flight are noted."""
 
     def __init__(self) -> None:
         self.completions: dict[int, Completion] = {}
 
     def put(self, completion: Completion) -> None:
         self.completions[completion.key.position] = completion
+
+    def write(self) -> None:
+        pass
+
+    def enter(self, key: RowKey) -> None:
+        pass
+
+    def leave(self, key: RowKey) -> None:
+        pass
+
+    def begin_step(self) -> None:
+        pass
+
+    def end_step(self) -> None:
+        pass
 
     def save(self, then: Callable[[], None]) -> None:
         then()
@@ -97,6 +112,7 @@ def ours(model: Path, cache: Path, asked: dict[str, Any], *, separate: bool) -> 
         ),
         engine=engine,
         shelf=texts,
+        flight=texts,
         window=engine.max_num_seqs,
         twins=None,
         checkpoint_s=1e9,

@@ -27,6 +27,8 @@ def main() -> int:
     given, rest = parser.parse_known_args()
     if given.inside:
         return _fuzz(given.inside, rest)
+    if rest:
+        parser.error(f"not understood: {' '.join(rest)}")
     names = re.findall(r"^@target\ndef (\w+)", (HERE / "targets.py").read_text(encoding="utf-8"), re.MULTILINE)
     unknown = set(given.targets) - set(names)
     if unknown:

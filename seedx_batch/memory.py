@@ -1,0 +1,137 @@
+"""What an engine's memory goes to, reckoned from the model's folder alone, and what to lower where it is not enough.
+
+Asks the machine and the model's files; must never import torch or vLLM, nor know a job.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+UNKNOWN_WEIGHTS = 14e9
+"""Bytes, where a model is not on this machine: 7B in 16 bits."""
+
+BLOCK = 128
+"""Tokens by which vLLM gives memory for keys and values away on a CPU."""
+
+SEQ_TOKENS = 1024
+"""Tokens of a sequence that memory is set aside for on a CPU: vLLM touches all of it at the start, 1.7 s a GiB. Where
+rows are longer on average, some of a batch wait."""
+
+_SPARE_BLOCKS = 2  # one that vLLM keeps empty, and one for a sliding window that begins within a block
+_KV_SHARE = 0.4  # of the memory that is free
+_KV_UNKNOWN = 4 << 30  # bytes, where there is no config.json to reckon from
+_PROGRAM = 3 << 29  # bytes of vLLM itself and its libraries
+_SPARE = 0.95
+_FITTING_LENGTH = re.compile(r"estimated maximum model length is (\d+)")
+_GIB, _MIB = 1 << 30, 1 << 20
+
+
+def advice(args: Mapping[str, Any], told: str, free: int) -> str:
+    """What to lower, and to what, so that an engine that could not start can; nothing where memory is not the reason.
+
+    Args:
+        args: vLLM's EngineArgs by name, with `kv_cache_memory_bytes` where memory for keys and values is set aside
+            on this machine rather than on a device.
+        told: what vLLM and its log said.
+        free: bytes of this machine that can be had.
+    """
+    fitting = _FITTING_LENGTH.search(told)
+    if fitting:
+        return f"lower model.max_model_len to {fitting[1]}, as vLLM reckons"
+    kv = args.get("kv_cache_memory_bytes")
+    folder = Path(str(args["model"]))
+    if not isinstance(kv, int) or not folder.is_dir():
+        return ""
+    weights = int(weight_bytes(folder))
+    if weights + _PROGRAM + kv <= free * _SPARE:
+        return ""
+    room = int(free * _SPARE) - weights - _PROGRAM
+    sizes = (
+        f"the weights take {weights / _GIB:.1f} GiB, keys and values {kv / _GIB:.1f} GiB and vLLM itself about "
+        f"{_PROGRAM / _GIB:.1f} GiB; {free / _GIB:.1f} GiB are free"
+    )
+    per_token = bytes_per_token(config(folder), str(args.get("dtype", "auto")))
+    if per_token is None:
+        return f"{sizes}; lower engine.kv_cache_memory_bytes to {max(0, room)}" if room > 0 else sizes
+    if room < per_token * 2 * BLOCK:
+        wanted = weights + _PROGRAM + per_token * SEQ_TOKENS
+        return f"{sizes}; one sequence needs {wanted / _GIB:.1f} GiB: take a smaller model, or a larger machine"
+    lower = [f"engine.kv_cache_memory_bytes to {room // _MIB * _MIB}"]
+    num_tokens = room // per_token // BLOCK * BLOCK - BLOCK
+    length = args.get("max_model_len")
+    if isinstance(length, int) and num_tokens < length:
+        lower.append(f"model.max_model_len to {num_tokens}")
+    num_seqs = max(1, num_tokens // min(SEQ_TOKENS, length if isinstance(length, int) else SEQ_TOKENS))
+    if num_seqs < int(args.get("max_num_seqs") or num_seqs):
+        lower.append(f"engine.max_num_seqs to {num_seqs}")
+    return f"{sizes}; lower {', '.join(lower)}"
+
+
+def kv_bytes(described: Mapping[str, Any], dtype: str, max_model_len: int, max_num_seqs: int) -> int:
+    """Bytes for `max_num_seqs` usual sequences, within a share of free memory, but at least for a full one.
+
+    Args:
+        described: the model's config.
+        dtype: as the job has it; `auto` is the config's.
+    """
+    limit = int(free_bytes() * _KV_SHARE)
+    per_token = bytes_per_token(described, dtype)
+    if per_token is None:
+        return min(_KV_UNKNOWN, limit)
+    full, usual = (
+        per_token * BLOCK * (-(-num_tokens // BLOCK) + _SPARE_BLOCKS)
+        for num_tokens in (max_model_len, min(max_model_len, SEQ_TOKENS))
+    )
+    return int(max(full, min(usual * max_num_seqs, limit)))
+
+
+def bytes_per_token(described: Mapping[str, Any], dtype: str) -> int | None:
+    """Bytes of a token's keys and values in all layers; None where the config does not say."""
+    try:
+        heads = described["num_attention_heads"]
+        head_dim = described.get("head_dim") or described["hidden_size"] // heads
+        kv_heads = described.get("num_key_value_heads") or heads
+        stored = described.get("dtype") or described.get("torch_dtype") if dtype == "auto" else dtype
+        width = 4 if stored in ("float", "float32") else 2
+        return int(described["num_hidden_layers"] * 2 * kv_heads * head_dim * width)
+    except KeyError:
+        return None
+
+
+def config(folder: Path | None) -> dict[str, Any]:
+    """The part of config.json about text; {} where there is none."""
+    if folder is None or not (folder / "config.json").is_file():
+        return {}
+    tree: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text: dict[str, Any] = tree.get("text_config") or tree
+    return text
+
+
+def weight_bytes(folder: Path | None) -> float:
+    """The size of the model's weights; a usual one where they are not here."""
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")] if folder else []
+    return float(sum(path.stat().st_size for path in files)) or UNKNOWN_WEIGHTS
+
+
+def free_bytes(root: Path = Path("/")) -> int:
+    """Memory that can be had without swapping: of the machine, of its smallest NUMA node, of this control group."""
+    free = [_meminfo(root / "proc/meminfo", ("MemAvailable",))]
+    for node in root.glob("sys/devices/system/node/node[0-9]*/meminfo"):
+        # As vLLM reckons, which refuses more than this.
+        free.append(_meminfo(node, ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")))
+    group = root / "sys/fs/cgroup"
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        if (group / limit).is_file() and (most := (group / limit).read_text().strip()).isdigit():
+            free.append(max(0, int(most) - int((group / usage).read_text())))
+    return min(free)
+
+
+def _meminfo(path: Path, names: Iterable[str]) -> int:
+    lines = [line.removeprefix("Node").split(":") for line in path.read_text().splitlines() if ":" in line]
+    sizes = {before.split()[-1]: int(after.split()[0]) * 1024 for before, after in lines}
+    return sum(sizes.get(name, 0) for name in names)
