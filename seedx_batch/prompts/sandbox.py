@@ -87,6 +87,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return obj[attribute]
         return super().getattr(obj, attribute)
 
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """What stands in a value, or a plain attribute; a method is no value, it can only be called."""
+        value = super().getitem(obj, argument)
+        if callable(value) and not isinstance(value, Undefined):
+            raise SecurityError(f"the function {argument!r} is no value; call it")
+        return value
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether it is a method that may be called, or a plain value of anything but a row."""
         allowed = self.is_safe_callable(value) if callable(value) else not isinstance(obj, Mapping)
@@ -143,8 +150,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """A value that is about to be written."""
         if value is None:
             raise TemplateRuntimeError("it writes a null value; give it a default, as in {{ column or '' }}")
-        if callable(value) and not isinstance(value, Undefined):
-            raise TemplateRuntimeError("it writes a function; call it")
+        is_object = isinstance(value, Iterator) or (isinstance(value, Mapping) and not isinstance(value, dict))
+        if is_object or (callable(value) and not isinstance(value, Undefined)):
+            raise TemplateRuntimeError(f"it writes a {type(value).__name__}, which is no text, number or list")
         return self._counted(value)
 
     def _counted(self, value: Any) -> Any:
@@ -225,6 +233,22 @@ class _Counting(NodeTransformer):
         for operand in node.ops:
             operand.expr = _filtered(operand.expr, _COUNTED)
         return node
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:  # noqa: N802
+        """Here, and only here, an attribute may be a method."""
+        called = node.node
+        if not isinstance(called, nodes.Getattr):
+            return self.generic_visit(node)
+        called.node = self.visit(called.node)
+        node.node = nodes.Const(None)
+        self.generic_visit(node)
+        node.node = called
+        return node
+
+    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:  # noqa: N802
+        """A plain attribute."""
+        self.generic_visit(node)
+        return nodes.Getitem(node.node, nodes.Const(node.attr), node.ctx, lineno=node.lineno)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         """A slice is a copy."""
