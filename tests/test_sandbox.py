@@ -94,7 +94,7 @@ def render(template: str) -> str:
 @pytest.mark.parametrize("template", ENDLESS, ids=lambda template: template[:40])
 def test_work_is_bounded(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Endless loops, doubling values and formatting widths end as a rejected row, soon where little work is allowed."""
-    monkeypatch.setattr(sandbox, "MOST_WORK", 3_000_000)
+    monkeypatch.setattr(sandbox, "MOST_WORK", 1_000_000)
     began = time.process_time()
     with pytest.raises(RowRejected, match=r"^template: t: "):
         render(template)
@@ -168,5 +168,5 @@ def test_what_prompts_need_is_there(template: str, text: str | None) -> None:
 
 def test_a_cell_of_ten_megabytes_is_rendered() -> None:
     """A text of 10 MB, of any character, goes through a template unchanged."""
-    text = "\0\x1b[31m\u202e😀\r\n" * 1_300_000
+    text = "\0\x1b[31m\u202e😀\r\n" * 800_000
     assert Template("<{{ text }}>", "t").render({"text": text}) == f"<{text}>"
