@@ -3,6 +3,7 @@
 Takes no decision: it reads arguments, calls one function, and shows what that gives.
 """
 
+import io
 import json
 import logging
 import signal
@@ -14,6 +15,7 @@ import click
 
 from seedx_batch import __version__, signals
 from seedx_batch.errors import SeedxBatchError, Stopped
+from seedx_batch.telling import shown
 
 OVERRIDES = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value: engine.max_num_seqs=64."
@@ -27,14 +29,18 @@ RUN = click.argument("run", type=click.Path(path_type=Path))
 
 def main() -> NoReturn:
     """The command `seedx-batch`; errors of ours become one message and their exit code."""
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Shown("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         code = commands(prog_name="seedx-batch", standalone_mode=False)
     except SeedxBatchError as error:
         _say(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}")
         code = error.exit_code
     except click.UsageError as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        _say(told.getvalue().rstrip("\n"))
         code = 64
     except click.exceptions.Exit as leaving:
         code = leaving.exit_code
@@ -43,9 +49,21 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+class _Shown(logging.Formatter):
+    """Log lines as a terminal may have them: other libraries' may hold URLs, or texts of rows."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return shown(super().format(record))
+
+
 def _say(message: str) -> None:
     with signals.unheard():
-        click.echo(message, err=True)
+        click.echo(shown(message), err=True)
+
+
+def _print(text: str) -> None:
+    click.echo(shown(text))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -100,8 +118,8 @@ def plan(job: Path, overrides: tuple[str, ...], limit: int | None, engine_config
     from seedx_batch import launch, preview
 
     spec = launch.load(job, overrides, limit)
-    shown = preview.preview(spec, engine_config=engine_config)
-    click.echo(json.dumps(shown, ensure_ascii=False, indent=2) if as_json else preview.as_text(shown))
+    found = preview.preview(spec, engine_config=engine_config)
+    _print(json.dumps(found, ensure_ascii=False, indent=2) if as_json else preview.as_text(found))
 
 
 @commands.command()
@@ -111,8 +129,8 @@ def status(run: Path, as_json: bool) -> None:
     """Show how far RUN is, also while it runs."""
     from seedx_batch import status as reading
 
-    shown = reading.read(run)
-    click.echo(json.dumps(shown.to_json(), ensure_ascii=False, indent=2) if as_json else shown.as_text())
+    found = reading.read(run)
+    _print(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else found.as_text())
 
 
 @commands.command()
@@ -143,7 +161,7 @@ def schema() -> None:
     """Print the JSON Schema of a job, for editors."""
     from seedx_batch import spec
 
-    click.echo(json.dumps(spec.schema(), ensure_ascii=False, indent=2))
+    _print(json.dumps(spec.schema(), ensure_ascii=False, indent=2))
 
 
 @commands.command()

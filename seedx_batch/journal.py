@@ -219,8 +219,10 @@ def _decode(path: Path, frame: memoryview) -> pa.RecordBatch:
     """The batch of a whole frame."""
     try:
         with pa.ipc.open_stream(frame[_HEADER_SIZE:]) as reader:
-            return reader.read_next_batch()
-    except (pa.ArrowException, StopIteration) as error:
+            batch = reader.read_next_batch()
+            batch.validate(full=True)  # Arrow takes offsets on trust, and a wrong one would end this process
+            return batch
+    except (pa.ArrowException, StopIteration, OSError, ValueError, KeyError) as error:
         raise StorageError(f"{path}: was written by another version ({error}); {_REMEDY}") from error
 
 

@@ -99,6 +99,7 @@ def run(spec: JobSpec, *, fresh: bool, progress: View, extend: bool = False, ret
         raise SpecError(
             Fault("--fresh", f"'{directory.path}' is not empty", "empty it, or give the job another run_dir")
         )
+    _check_folder(directory)
     _prepare(spec, progress)
     prompts, model = understand(spec, fetch=True)
     directory.create()
@@ -119,6 +120,14 @@ def run(spec: JobSpec, *, fresh: bool, progress: View, extend: bool = False, ret
             advice = memory.advice(settings.args, outcome.message, memory.free_bytes())
             return replace(outcome, message=f"{outcome.message}\n{advice}") if advice else outcome
         return outcome
+
+
+def _check_folder(directory: RunDirectory) -> None:
+    """Lets no run write its README.md and data/ into a folder that holds something else."""
+    folder = directory.path.resolve()
+    if folder.is_dir() and not (folder / ".state").is_dir() and any(folder.iterdir()):
+        what = f"'{directory.path}' holds files, and none of a run"
+        raise SpecError(Fault("run_dir", what, "name a folder that is new, empty, or an earlier run's"))
 
 
 def _prepare(spec: JobSpec, progress: View) -> None:

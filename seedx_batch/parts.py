@@ -341,7 +341,7 @@ def read_footer(path: Path) -> Footer:
     """
     try:
         return _footer(pq.read_metadata(path))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path}: is no part of this program's, or is damaged ({error}); {_REMEDY}") from error
 
 
@@ -382,7 +382,7 @@ def read_part(path: Path) -> pa.Table:
         # As one file: read_table would take a folder named `key=value` in the path for a column.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read().replace_schema_metadata(None)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise StorageError(f"{path}: is damaged ({error}); {_REMEDY}") from error
 
 

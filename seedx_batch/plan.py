@@ -22,6 +22,7 @@ from seedx_batch.spec import BeamDecoding, JobSpec
 
 FORMAT = 1
 _BYTES_PER_TOKEN = 4
+_DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class Plan:
                 retry=_retry(tree.get("retry")),
                 earlier=tuple(tree.get("earlier", ())),
             )
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (*_DAMAGE, OSError, pa.ArrowException) as error:
             raise StorageError(f"{where}: is damaged ({error}); restore it, or start over in a new run_dir") from error
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from seedx_batch.signals import unheard
 from seedx_batch.status import Status
+from seedx_batch.telling import shown
 
 LINE_S = 30.0
 _RATE_WINDOW_S = 60.0
@@ -43,7 +44,7 @@ class Progress:
     def say(self, message: str) -> None:
         """Shows one line of text, above the bar."""
         with unheard():
-            tqdm.write(f"{self._name}: {message}", file=sys.stderr)
+            tqdm.write(f"{self._name}: {shown(message)}", file=sys.stderr)
             sys.stderr.flush()
 
     def show(self, status: Status) -> None:

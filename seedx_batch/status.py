@@ -129,7 +129,7 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
     last = ledger.read_last(run.ledger(0)) or {}
     totals = ledger.totals(run.ledgers)
     event = last.get("event", "")
-    failure = (str(last["message"]), int(last["exit_code"])) if event == "failed" else None
+    failure = (str(last.get("message", "")), int(ledger.number(last, "exit_code", 70))) if event == "failed" else None
     return Status(
         name=path_name(run),
         num_rows=plan.num_rows,
@@ -137,7 +137,7 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
         num_shards=len(plan.shards),
         num_committed=len(committed),
         phase="finished" if len(committed) == len(plan.shards) and not again else _PHASES.get(event, "planned"),
-        num_in_flight=int(last.get("num_in_flight", 0)) if event == "checkpoint" else 0,
+        num_in_flight=int(ledger.number(last, "num_in_flight")) if event == "checkpoint" else 0,
         num_errors=int(totals.get("num_errors", 0)),
         num_output_tokens=int(totals.get("num_output_tokens", 0)),
         busy_s=float(totals.get("busy_s", 0)),

@@ -32,6 +32,7 @@ from seedx_batch.rundir import RunDirectory
 from seedx_batch.shelf import Imprint, Shelf
 from seedx_batch.sources import Reader
 from seedx_batch.spec import JobSpec, SampleDecoding, parse
+from seedx_batch.telling import masked
 from seedx_batch.twins import Twins
 
 _log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def work(path: Path, rank: int, world_size: int) -> int:
 def _tell(error: SeedxBatchError, ledger: Ledger) -> None:
     """Says what ended the worker: in its log, its ledger, and a pipe, as the disk of those may be full."""
     with suppress(OSError):
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr)
     with suppress(StorageError):
         if isinstance(error, Stopped):
             ledger.write("stopped")

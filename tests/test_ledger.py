@@ -134,3 +134,12 @@ def test_one_write_for_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     book.write("note", text="x" * 100_000)
     book.close()
     assert [json.loads(text)["event"] for text in writes] == ["note"]
+
+
+def test_a_line_tells_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an error quotes of a URL's credentials or of the environment is masked before it is written."""
+    monkeypatch.setenv("HF_TOKEN", "a-canary-of-the-environment")
+    written = Ledger(tmp_path / "rank-00000.jsonl")
+    written.write("failed", message="https://user:canary@host refused a-canary-of-the-environment", exit_code=69)
+    assert ledger.read(written.path)[0]["message"] == "https://***@host refused ***"
+    assert b"canary" not in written.path.read_bytes()

@@ -75,6 +75,8 @@ def find(spec: InputSpec) -> list[Path]:
     by_format: dict[str, Path] = {}
     for path in paths:
         by_format.setdefault(format_of(path, spec.format), path)
+        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+            raise InputError(f"input.path: {str(path)!a}: its name is no UTF-8, which parts could not tell; rename it")
         if not os.access(path, os.R_OK):
             raise InputError(f"input.path: {path}: there is no right to read it; change its permissions")
     if len(by_format) > 1:
