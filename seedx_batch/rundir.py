@@ -139,7 +139,14 @@ class RunDirectory:
         Raises:
             StorageError: they cannot be made.
         """
-        for folder in (self.parts, self.journals, self.ledgers, self.logs, self._faults, self._tmp):
+        for folder in (
+            self.journals,
+            self.ledgers,
+            self.logs,
+            self._faults,
+            self._tmp,
+            self.parts,
+        ):  # .state first: by it a run's folder is known
             with writing(folder):
                 make_folder(folder)
 

@@ -65,7 +65,7 @@ def test_create_makes_every_folder_once_or_twice(run: RunDirectory) -> None:
 def test_a_path_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     """A run directory below a file is refused with the reason and a remedy."""
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"data: Not a directory; .*choose another run_dir") as caught:
+    with pytest.raises(StorageError, match=r"journal: Not a directory; .*choose another run_dir") as caught:
         RunDirectory(tmp_path / "file" / "run").create()
     assert caught.value.exit_code == 74
 
