@@ -11,7 +11,7 @@ import re
 import socket
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -139,16 +139,14 @@ class RunDirectory:
         Raises:
             StorageError: they cannot be made.
         """
-        for folder in (
-            self.journals,
-            self.ledgers,
-            self.logs,
-            self._faults,
-            self._tmp,
-            self.parts,
-        ):  # .state first: by it a run's folder is known
+        # .state comes first: by it a run's folder is known.
+        for folder in (self.journals, self.ledgers, self.logs, self._faults, self._tmp, self.parts):
             with writing(folder):
                 make_folder(folder)
+        # Those that are there may have been made by a launch that was killed before it had synced their names.
+        for folder in (self._tmp.parent, self.path, self.path.parent, self.path.parent.parent):
+            with writing(folder), suppress(PermissionError):
+                sync_folder(folder)
 
     @contextmanager
     def lock(self) -> Iterator[int]:
