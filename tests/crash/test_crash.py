@@ -86,9 +86,19 @@ def sync_again(path: Path, _: object) -> None:
 def sweep_only(sweep: object) -> object:
     """Forgets to wait for the names of parts before it removes their journals."""
 
-    def forgetful(run: rundir.RunDirectory) -> None:
+    def forgetful(run: rundir.RunDirectory, **keep: object) -> None:
         with mock.patch.object(rundir, "sync_folder", no_sync):
-            sweep(run)  # type: ignore[operator]
+            sweep(run, **keep)  # type: ignore[operator]
+
+    return forgetful
+
+
+def create_only(create: object) -> object:
+    """Forgets to wait for the names of the folders that it makes."""
+
+    def forgetful(run: rundir.RunDirectory) -> None:
+        with mock.patch.object(rundir, "sync_folder", no_sync), mock.patch.object(durable, "sync_folder", no_sync):
+            create(run)  # type: ignore[operator]
 
     return forgetful
 
@@ -99,7 +109,7 @@ def sweep_only(sweep: object) -> object:
     [
         (parts, "write", write_only),
         (journal, "_renew", sync_again),
-        (durable, "sync_folder", no_sync),
+        (rundir.RunDirectory, "create", create_only(rundir.RunDirectory.create)),
         (rundir.RunDirectory, "sweep", sweep_only(rundir.RunDirectory.sweep)),
     ],
     ids=["part not synced", "failed sync repeated", "new folders not synced", "swept before synced"],
