@@ -26,7 +26,7 @@ FLOORS = [
     {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop"},
     {"worker"},
-    {"executors", "status", "card", "supervision"},
+    {"executors", "status", "card", "supervision", "doctor"},
     {"launch", "progress"},
     {"preview"},
     {"cli"},
@@ -42,7 +42,7 @@ HOMES = {
     "click": {"cli"},
     "tqdm": {"progress"},
     "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf"},
-    "subprocess": {"executors", "launch", "packaged", "engine"},
+    "subprocess": {"executors", "launch", "packaged", "engine", "doctor"},
 }
 
 
