@@ -128,7 +128,7 @@ def _read(path: Path) -> _Shard:
             spans = sorted((*entry["data_offsets"], name) for name, entry in tensors.items())
             fault = _layout_fault(tensors, spans, size - 8 - length)
             num = sum(math.prod(entry["shape"]) for entry in tensors.values())
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             return _Shard(frozenset(), 0, f"has a broken header: {error!r}")
     return _Shard(frozenset(tensors), num, fault)
 

@@ -20,6 +20,7 @@ _PROBE_LIMIT_S = 120.0
 _MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")
 RESERVED_MIB = 4096
 """What a card may keep for itself: idle ones show 2,800 to 3,500 MB in use."""
+_LEAST_SHARE = 0.3  # of a device that is worth a try
 _GIB, _MIB = 1 << 30, 1 << 20
 
 
@@ -236,5 +237,7 @@ def _free_share(card: Card) -> float:
 def _make_room(share: float, others: Sequence[int]) -> str:
     if others:
         return f"set ASCEND_RT_VISIBLE_DEVICES={','.join(map(str, others))}, which has room"
-    lower = int(share * 100) / 100
-    return f"end what runs there (npu-smi info lists it), or set engine.gpu_memory_utilization to {lower:.2f}"
+    remedy = "end what runs there (npu-smi info lists it)"
+    if share < _LEAST_SHARE:
+        return remedy
+    return f"{remedy}, or set engine.gpu_memory_utilization to {int(share * 100) / 100:.2f}"
