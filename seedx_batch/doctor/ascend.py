@@ -4,6 +4,7 @@ Must never know devices or a job; nothing of it is imported or run here.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ _INSTALL_CANN = (
 )
 
 
-def examine(machine: Machine, banner: str | None) -> list[Finding]:
+def examine(machine: Machine, banner: str | None, args: Mapping[str, Any]) -> list[Finding]:
     """The checks of the software.
 
     Args:
         banner: the driver's version as npu-smi shows it.
+        args: vLLM's EngineArgs that the job gives, by name.
     """
     pairing = tables.pairing_of(machine.version("vllm-ascend") or "")
     toolkit = _toolkit(machine)
@@ -34,7 +36,7 @@ def examine(machine: Machine, banner: str | None) -> list[Finding]:
         environment(machine, toolkit),
         nnal(machine, toolkit),
         *packages(machine, pairing),
-        variables(machine),
+        variables(machine, args),
     ]
 
 
@@ -141,7 +143,7 @@ def packages(machine: Machine, pairing: dict[str, Any] | None) -> list[Finding]:
     return found + [_package(machine, name, pairing) for name in (*_PACKAGES, "triton-ascend")]
 
 
-def variables(machine: Machine) -> Finding:
+def variables(machine: Machine, args: Mapping[str, Any]) -> Finding:
     """Variables that would keep an engine from starting on an NPU."""
     environ, faults = machine.environ, []
     if environ.get("VLLM_WORKER_MULTIPROC_METHOD", "spawn") != "spawn":
@@ -153,8 +155,10 @@ def variables(machine: Machine) -> Finding:
         )
     if "VLLM_PLUGINS" in environ and "ascend" not in environ["VLLM_PLUGINS"].split(","):
         faults.append(("VLLM_PLUGINS", "unset it, or name ascend in it: without its plugin vLLM finds no device"))
-    if environ.get("ASCEND_LAUNCH_BLOCKING") == "1":
+    if environ.get("ASCEND_LAUNCH_BLOCKING") == "1" and not args.get("enforce_eager"):
         faults.append(("ASCEND_LAUNCH_BLOCKING", "unset it: graphs cannot be used with it"))
+    if args.get("enable_sleep_mode") and "expandable_segments:True" in environ.get("PYTORCH_NPU_ALLOC_CONF", ""):
+        faults.append(("PYTORCH_NPU_ALLOC_CONF", "unset it: engine.enable_sleep_mode excludes expandable segments"))
     if not faults:
         return Finding("start method", "ok", "spawn")
     found = ", ".join(f"{name}={environ[name]}" for name, _ in faults)

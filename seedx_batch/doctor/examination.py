@@ -3,10 +3,10 @@
 Must never know what a check looks at.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from seedx_batch import memory, models, packaged, platforms
 from seedx_batch.doctor import ascend, cuda, fit, host, model_files, npu_smi, npus, places, tokenizer
@@ -35,7 +35,8 @@ def examine(job: JobSpec | None, platform: Platform | Literal["auto"], machine: 
     if platform == "auto" and job is not None:
         platform = job.engine.platform
     chosen: Platform = platforms.detect(machine.path("dev")) if platform == "auto" else platform
-    need = _need(job, machine)
+    args = job.engine.arguments if job else {}
+    need = _need(args, machine)
     found = host.examine(machine, chosen, need.num_devices)
     elsewhere: tuple[Finding, ...] = ()
     room: int | None = None
@@ -43,10 +44,10 @@ def examine(job: JobSpec | None, platform: Platform | Literal["auto"], machine: 
         of_devices, room = cuda.examine(machine, need)
         found += of_devices
     elif chosen == "ascend":
-        of_devices, room = _ascend(machine, need)
+        of_devices, room = _ascend(machine, need, args)
         found += of_devices
     elif platform == "auto":
-        lacking = (finding for finding in _ascend(machine, need)[0] if finding.state == "fault")
+        lacking = (finding for finding in _ascend(machine, need, args)[0] if finding.state == "fault")
         elsewhere = tuple(replace(finding, state="note") for finding in lacking)
     now = machine.now()
     found += places.examine("run_dir", job.directory if job else Path("runs"), now)
@@ -56,19 +57,18 @@ def examine(job: JobSpec | None, platform: Platform | Literal["auto"], machine: 
     return Report(chosen, tuple(found), elsewhere)
 
 
-def _need(job: JobSpec | None, machine: Machine) -> Need:
+def _need(args: Mapping[str, Any], machine: Machine) -> Need:
     """What a job asks of the devices."""
-    args = job.engine.arguments if job else {}
     version = machine.version("vllm") or "0.18"
     is_new = tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= (0, 23)
     utilization = args.get("gpu_memory_utilization") or (_UTILIZATION_NEW if is_new else _UTILIZATION)
     return Need(platforms.world_size(args), float(utilization))
 
 
-def _ascend(machine: Machine, need: Need) -> tuple[list[Finding], int | None]:
+def _ascend(machine: Machine, need: Need, args: Mapping[str, Any]) -> tuple[list[Finding], int | None]:
     """The checks of an Ascend machine, and the bytes of the smallest device that a job may use."""
     told = npu_smi.ask(machine)
-    found = ascend.examine(machine, told.version) + npus.examine(machine, told, need)
+    found = ascend.examine(machine, told.version, args) + npus.examine(machine, told, need)
     if not has_fault(found):
         found.append(npus.probe(machine, need))
     return found, npus.memory_of(machine, told)

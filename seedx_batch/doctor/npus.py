@@ -98,7 +98,7 @@ def _nodes(machine: Machine) -> list[int]:
 
 def _smi(told: Told, nodes: Sequence[int]) -> Finding:
     if told.cards:
-        return Finding("npu-smi", "ok", f"{told.version}, {len(told.cards)} chips")
+        return Finding("npu-smi", "ok", f"{told.version or 'of an unknown version'}, {len(told.cards)} chips")
     if not nodes:
         return Finding("npu-smi", "note", f"npu-smi info: {told.reason}")
     remedy = (
