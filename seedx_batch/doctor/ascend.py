@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seedx_batch.doctor import tables
+from seedx_batch.doctor import host, tables
 from seedx_batch.doctor.findings import Finding
 from seedx_batch.doctor.machine import Machine
 
@@ -220,8 +220,8 @@ def _package(machine: Machine, name: str, pairing: dict[str, Any]) -> Finding:
 
 
 def _bare(machine: Machine) -> list[Finding]:
-    """The packages where it is not known which versions are wanted: only whether they are there."""
-    found = []
+    """The packages where it is not known which versions are wanted: whether they are there at all."""
+    found = [host.python(machine)]
     for name in _PACKAGES:
         wanted, version, cpu = f"the {name} of vllm-ascend", machine.version(name), machine.version(f"{name}-cpu")
         if cpu is not None:

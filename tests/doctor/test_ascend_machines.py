@@ -1,12 +1,14 @@
 """Broken Ascend machines: each fault is found, with a remedy that names it, and nothing else is."""
 
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from seedx_batch.doctor import Answer, Finding, examine
+from seedx_batch.doctor import Answer, Finding, examine, tables
 from tests.doctor.machines import ABSENT, ASCEND, ATB, TOOLKIT, Ascend, Npu, board, seen, table
+from tests.jobs import REPOSITORY
 
 Break = Callable[[Ascend], Sequence[str] | None]
 
@@ -242,3 +244,20 @@ def test_tables_of_other_releases_are_read(ascend: Ascend) -> None:
     for text in (normal.replace("     ", "   "), normal.replace("  ", "    ")):
         ascend.smi = Answer(0, text)
         assert ills(ascend) == []
+
+
+def test_the_pairing_that_is_installed_is_known() -> None:
+    """The extra `ascend` of pyproject.toml, and docs/ascend.md, are lines of the table."""
+    extra = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]["ascend"]
+    versions = dict(requirement.replace("_", "-").split("==") for requirement in extra)
+    pairing = tables.pairing_of(versions["vllm-ascend"])
+    assert pairing is not None
+    assert {name: pairing[name] for name in versions} == versions
+    page = (REPOSITORY / "docs/ascend.md").read_text(encoding="utf-8")
+    for name in ("0.18.0", "0.23.0"):
+        line = next(line for line in page.splitlines() if line.startswith(f"| {name}"))
+        told = tables.pairing_of(name)
+        assert told is not None
+        assert told["torch-npu"] in line
+        assert f" {told['torch']} /" in line
+        assert told["cann"][0] in line

@@ -232,3 +232,12 @@ def test_the_command_with_a_job(tmp_path: Path, capsys: Capture) -> None:
     assert (code, told.splitlines()[-1][:15]) == (78, "cuda: not ready")
     code, _, message = ask(capsys, "doctor", "none.yaml")
     assert (code, "none.yaml: cannot be read" in message) == (78, True)
+
+
+def test_every_finding_is_explained(tmp_path: Path, model: Path) -> None:
+    """docs/doctor.md has every name that a report can show here and on an Ascend machine."""
+    page = (REPOSITORY / "docs/doctor.md").read_text(encoding="utf-8")
+    ascend = Ascend(tmp_path / "root").machine()
+    reports = (examine(job(model), "ascend", ascend), examine(job(model), "cpu", bare(tmp_path / "bare")))
+    for name in {finding.name for report in reports for finding in report.findings}:
+        assert name.replace("room for run_dir", "room for …").replace("room for cache", "room for …") in page
