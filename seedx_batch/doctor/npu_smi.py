@@ -62,11 +62,12 @@ def ask(machine: Machine) -> Told:
 
 
 def _cards(text: str) -> Iterator[Card]:
-    """Each has two rows: `| 0  910B3 | OK | ...` and `| 0 | 0000:C1:00.0 | ... 3318 / 65536 |`."""
+    """Each has two rows: `| 0  910B3 | OK | ...` and `| 0 | 0000:C1:00.0 | ... 3318 / 65536 |`.
+
+    The table of processes below has more columns.
+    """
     above: tuple[int, str, str] | None = None
     for line in text.splitlines():
-        if "Process" in line:
-            return
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if len(cells) != 3:
             continue

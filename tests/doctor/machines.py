@@ -126,6 +126,7 @@ class Ascend:
     python: tuple[int, int] = (3, 11)
     arch: str = "aarch64"
     cann: str = "8.5.1"
+    atb: str = ""
     device: str = "A2"
     kernels: str = "ascend910b"
     available_kb: int = 500_000_000
@@ -150,7 +151,7 @@ class Ascend:
             f"{TOOLKIT}/compiler/x": "",
             f"{KERNELS}/{self.kernels}/x": "",
             f"{ASCEND}/nnal/atb/set_env.sh": "",
-            f"{ASCEND}/nnal/atb/latest/version.info": _ATB_INFO.format(version=self.cann),
+            f"{ASCEND}/nnal/atb/latest/version.info": _ATB_INFO.format(version=self.atb or self.cann),
             f"{ATB}/lib/libatb.so": "",
             "proc/meminfo": f"MemTotal: 999999999 kB\nMemAvailable: {self.available_kb} kB\n",
             "site/vllm_ascend/_build_info.py": f"# Auto-generated file\n__device_type__ = '{self.device}'\n",

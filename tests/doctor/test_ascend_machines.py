@@ -138,6 +138,7 @@ BROKEN: dict[str, tuple[Break, str, str, str, str]] = {
         "ATB_HOME_PATH is not set", "source /usr/local/Ascend/nnal/atb/set_env.sh",
     ),
     "no libatb.so": (without(f"{ATB}/lib"), "NNAL (ATB)", "fault", "no libatb.so", "set_env.sh"),
+    "NNAL of another release": (given(atb="8.3.RC2"), "NNAL (ATB)", "warn", "8.3.RC2", "Ascend-cann-nnal 8.5.1"),
     "another torch_npu": (packages(torch_npu="2.7.1"), "torch-npu", "fault", "2.7.1", "pip install torch-npu==2.9.0"),
     "torch for CUDA": (packages(torch="2.9.0+cu128"), "torch", "fault", "2.9.0+cu128", "CPU build of torch"),
     "another vllm": (packages(vllm="0.19.0"), "vllm", "fault", "0.19.0", "pip install vllm==0.18.0"),

@@ -91,6 +91,7 @@ def test_ascend_is_information_where_it_is_not_asked_for(tmp_path: Path) -> None
     assert report.platform == "cpu"
     assert {"driver", "CANN", "devices"} <= {finding.name for finding in report.elsewhere}
     assert {finding.state for finding in report.elsewhere} == {"note"}
+    assert not {"start method", "Python"} & {finding.name for finding in report.elsewhere}
     assert not {"driver", "CANN"} & {finding.name for finding in report.findings}
     assert "CANN" in report.as_text()
     assert examine(None, "cpu", bare(tmp_path / "root")).elsewhere == ()

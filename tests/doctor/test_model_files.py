@@ -74,6 +74,14 @@ def other_tensors(folder: Path) -> None:
     safetensors(folder / SECOND, {"c": ("F32", [2], 8)})
 
 
+def gap(folder: Path) -> None:
+    """A header that leaves bytes out."""
+    safetensors(folder / SECOND, {"c": ("F32", [2], 8)}, data_offsets=[4, 12])
+    (folder / SECOND).write_bytes((folder / SECOND).read_bytes() + bytes(4))
+    places = {"a": FIRST, "b": FIRST, "c": SECOND}
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a shard is missing": (removed(SECOND), "weights", f"{SECOND} is not there"),
     "a shard is cut off": (cut(FIRST, 5), "weights", f"{FIRST} is cut off: 75 bytes of weights in place of 80"),
@@ -82,6 +90,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a shard is no such file": (replaced(FIRST, "<html>" * 99), "weights", f"{FIRST} is cut off or no safetensors"),
     "a shard is a pointer": (replaced(SECOND, POINTER), "weights", f"{SECOND} is a pointer of Git LFS"),
     "a header contradicts itself": (shifted, "weights", f"{SECOND} has a header that contradicts itself at c"),
+    "a header leaves a gap": (gap, "weights", f"{SECOND} has a header that contradicts itself at c"),
     "a tensor is missing": (other_tensors, "weights", f"{SECOND} has no d"),
     "the index is a pointer": (replaced(INDEX, POINTER), "weights", f"{INDEX} is a pointer of Git LFS"),
     "the index is cut off": (cut(INDEX, 5), "weights", f"{INDEX} cannot be read"),
