@@ -180,7 +180,8 @@ def config(folder: Path | None) -> dict[str, Any]:
 
 def weight_bytes(folder: Path | None) -> float:
     """The size of the model's weights; a usual one where they are not here."""
-    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")] if folder else []
+    by_kind = {kind: list(folder.glob(f"*{kind}")) if folder else [] for kind in (".safetensors", ".bin")}
+    files = by_kind[".safetensors"] or by_kind[".bin"]  # some folders hold both, and the first is what is loaded
     return float(sum(path.stat().st_size for path in files)) or UNKNOWN_WEIGHTS
 
 

@@ -60,7 +60,7 @@ def examine(job: JobSpec | None, platform: Platform | Literal["auto"], machine: 
 def _need(args: Mapping[str, Any], machine: Machine) -> Need:
     """What a job asks of the devices."""
     version = machine.version("vllm") or "0.18"
-    is_new = tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= (0, 23)
+    is_new = host.numbers(version) >= (0, 23)
     utilization = args.get("gpu_memory_utilization") or (_UTILIZATION_NEW if is_new else _UTILIZATION)
     return Need(platforms.world_size(args), float(utilization))
 
@@ -69,9 +69,11 @@ def _ascend(machine: Machine, need: Need, args: Mapping[str, Any]) -> tuple[list
     """The checks of an Ascend machine, and the bytes of the smallest device that a job may use."""
     told = npu_smi.ask(machine)
     found = ascend.examine(machine, told.version, args) + npus.examine(machine, told, need)
-    if not has_fault(found):
-        found.append(npus.probe(machine, need))
-    return found, npus.memory_of(machine, told)
+    room = npus.memory_of(machine, told)
+    if has_fault(found):  # torch_npu would fail for that
+        return found, room
+    probed, room_seen = npus.probe(machine, need)
+    return [*found, probed], room_seen or room
 
 
 def _of_job(job: JobSpec, platform: Platform, machine: Machine, room: int | None, need: Need) -> list[Finding]:
@@ -95,12 +97,11 @@ def _of_job(job: JobSpec, platform: Platform, machine: Machine, room: int | None
         return found
     folder = _folder(model)
     found += [_where(job)] if folder is None else model_files.examine(folder)
-    given = Path(job.model.tokenizer or "").expanduser()
-    place = given if job.model.tokenizer and given.is_dir() else None if job.model.tokenizer else folder
-    if prompts is not None and place is not None and folder is not None:
-        found += tokenizer.examine(place, folder, prompts)
-    if folder is not None and any(finding.name == "config.json" for finding in found):
+    if any(finding.name == "config.json" for finding in found):
         return found
+    place = Path(job.model.tokenizer).expanduser() if job.model.tokenizer else folder
+    if prompts is not None and folder is not None and place is not None and place.is_dir():
+        found += tokenizer.examine(place, folder, prompts)
     settings = _settings(job, platform, folder, machine)
     needed = fit.demand(job, folder, settings.args)
     if not isinstance(needed, Demand):

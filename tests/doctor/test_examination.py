@@ -74,7 +74,7 @@ def test_a_good_job_on_a_good_machine(tmp_path: Path, model: Path) -> None:
     """Model files, first token and fit are told, and all is well."""
     report = examine(job(model, platform="ascend"), "auto", Ascend(tmp_path / "root").machine())
     assert (report.platform, states(report), report.exit_code) == ("ascend", {}, 0)
-    assert "of 60.0 GiB an engine takes 54.0: all 4 fit" in named(report, "fit").found
+    assert "of 61.3 GiB an engine takes 55.2: all 4 fit" in named(report, "fit").found
     assert {"weights", "first token"} <= {finding.name for finding in report.findings}
 
 
@@ -242,3 +242,17 @@ def test_every_finding_is_explained(tmp_path: Path, model: Path) -> None:
     reports = (examine(job(model), "ascend", ascend), examine(job(model), "cpu", bare(tmp_path / "bare")))
     for name in {finding.name for report in reports for finding in report.findings}:
         assert name.replace("room for run_dir", "room for …").replace("room for cache", "room for …") in page
+
+
+def test_memory_of_a_device_is_told_by_whom_can(tmp_path: Path, model: Path) -> None:
+    """Where npu-smi fails in a container torch_npu tells the memory, and where torch_npu is not asked npu-smi does."""
+    ascend = Ascend(tmp_path / "root", smi=Answer(1, "npu get board type failed. ret is -9005"))
+    assert "of 61.3 GiB" in named(examine(job(model), "ascend", ascend.machine()), "fit").found
+    other = Ascend(tmp_path / "other", python=(3, 12))
+    assert "of 60.0 GiB" in named(examine(job(model), "ascend", other.machine()), "fit").found
+
+
+def test_a_config_that_is_no_json_is_told_once(tmp_path: Path, model: Path) -> None:
+    """What is reckoned from a broken config.json is left out."""
+    (model / "config.json").write_text("{")
+    assert states(examine(job(model), "ascend", Ascend(tmp_path / "root").machine())) == {"config.json": "fault"}
