@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import click
 
@@ -120,6 +120,29 @@ def plan(job: Path, overrides: tuple[str, ...], limit: int | None, engine_config
     spec = launch.load(job, overrides, limit)
     found = preview.preview(spec, engine_config=engine_config)
     _print(json.dumps(found, ensure_ascii=False, indent=2) if as_json else preview.as_text(found))
+
+
+@commands.command()
+@click.argument("job", type=click.Path(path_type=Path), required=False)
+@OVERRIDES
+@click.option(
+    "--platform",
+    type=click.Choice(["auto", "ascend", "cpu", "cuda"]),
+    default="auto",
+    help="Default: JOB's, or this machine's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(
+    job: Path | None, overrides: tuple[str, ...], platform: Literal["auto", "ascend", "cpu", "cuda"], as_json: bool
+) -> int:
+    """Look at everything that this machine needs, and that JOB needs of it; exit 78 if something is missing."""
+    from seedx_batch import doctor as doctoring
+    from seedx_batch import spec
+
+    asked = spec.load(job, overrides) if job else None
+    report = doctoring.examine(asked, platform, doctoring.Machine())
+    click.echo(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else report.as_text())
+    return report.exit_code
 
 
 @commands.command()

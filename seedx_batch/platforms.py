@@ -121,7 +121,7 @@ def settings(
     env |= more_env
     if beam_width is not None:
         more_args = more_args | _BEAM_ARGS | {"max_logprobs": max(20, _LOGPROBS_PER_BEAM * beam_width)}
-        if _world_size(given) == 1:
+        if world_size(given) == 1:
             env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engine and search take turns, so that nothing would overlap
     kept = {name: environ[name] for name in env if name in environ and name != "LD_PRELOAD"}
     notes += [f"{name}={value} was set already and stays" for name, value in kept.items() if env[name] != value]
@@ -162,22 +162,22 @@ def _cpu(
     environ: Mapping[str, str],
     notes: list[str],
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    world_size = _world_size(given)
+    num_ranks = world_size(given)
     cpus = _one_per_core(sorted(os.sched_getaffinity(0)))
     env = {
         # Without these an installed torch_npu or vllm-ascend would be loaded, and fail.
         "VLLM_PLUGINS": "",
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         # An explicit list, because vLLM's own choice leaves one core of each rank idle.
-        "VLLM_CPU_OMP_THREADS_BIND": _bind(cpus, world_size),
+        "VLLM_CPU_OMP_THREADS_BIND": _bind(cpus, num_ranks),
         # Sampling kernels and compiled graphs survive the process.
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
     }
-    if world_size == 1:
+    if num_ranks == 1:
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # up in 10 s instead of 27, and no core polls
         env["OMP_NUM_THREADS"] = str(len(cpus))  # in this process vLLM binds nothing
-    preload = _preload(environ)
+    preload = preloads(environ)
     if preload:
         env["LD_PRELOAD"] = preload
     if "tcmalloc" not in preload:
@@ -213,7 +213,8 @@ def _cpu(
     return env, args
 
 
-def _world_size(given: Mapping[str, Any]) -> int:
+def world_size(given: Mapping[str, Any]) -> int:
+    """How many processes, and on an accelerator devices, hold the model together."""
     return int(given.get("tensor_parallel_size") or 1) * int(given.get("pipeline_parallel_size") or 1)
 
 
@@ -230,12 +231,12 @@ def _longest(config: Mapping[str, Any]) -> int | None:
     return longest if isinstance(longest, int) else None
 
 
-def _bind(cpus: list[int], world_size: int) -> str:
+def _bind(cpus: list[int], num_ranks: int) -> str:
     """The CPUs as vLLM's list, `0-3,8`, in equal parts `0-1|2-3` for the ranks; nobind where there are too few."""
-    share = len(cpus) // world_size
+    share = len(cpus) // num_ranks
     if not share:
         return "nobind"
-    parts = [cpus[rank * share : (rank + 1) * share] for rank in range(world_size)]
+    parts = [cpus[rank * share : (rank + 1) * share] for rank in range(num_ranks)]
     return "|".join(",".join(_ranges(part)) for part in parts)
 
 
@@ -258,14 +259,14 @@ def _ranges(cpus: list[int]) -> list[str]:
     return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
 
 
-def _preload(environ: Mapping[str, str]) -> str:
+def preloads(environ: Mapping[str, str]) -> str:
     """LD_PRELOAD with the allocator and the OpenMP library that vLLM asks for on a CPU, where they are found."""
-    preloads = [part for part in environ.get("LD_PRELOAD", "").split(":") if part]
+    parts = [part for part in environ.get("LD_PRELOAD", "").split(":") if part]
     for name, patterns in _PRELOADS.items():
-        if not any(name in Path(part).name for part in preloads):
+        if not any(name in Path(part).name for part in parts):
             found = (path for folder in _LIBRARIES for pattern in patterns for path in sorted(folder.glob(pattern)))
-            preloads += [str(path) for path in itertools.islice(found, 1)]
-    return ":".join(preloads)
+            parts += [str(path) for path in itertools.islice(found, 1)]
+    return ":".join(parts)
 
 
 def _has_cuda_vllm() -> bool:

@@ -24,7 +24,9 @@ print("LOADED", *[name for name in {heavy!r} if name in sys.modules], file=sys.s
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["plan", "jobs/zh_en.yaml"], ["schema"], ["run", "--help"]], ids=" ".join
+    "arguments",
+    [["--help"], ["plan", "jobs/zh_en.yaml"], ["schema"], ["run", "--help"], ["doctor", "jobs/zh_en.yaml"]],
+    ids=" ".join,
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """Help, schema and plan answer without torch, transformers, vLLM or datasets; that is what makes them quick."""

@@ -40,7 +40,7 @@ FLOORS = [
     {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop", "retry"},
     {"worker"},
-    {"executors", "status", "card", "supervision", "validate"},
+    {"executors", "status", "card", "supervision", "validate", "doctor"},
     {"launch", "progress"},
     {"preview"},
     {"cli"},
@@ -56,7 +56,7 @@ HOMES = {
     "click": {"cli"},
     "tqdm": {"progress"},
     "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate", "retry"},
-    "subprocess": {"executors", "launch", "packaged", "engine"},
+    "subprocess": {"executors", "launch", "packaged", "engine", "doctor"},
 }
 
 

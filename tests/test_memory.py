@@ -60,3 +60,11 @@ def test_vllm_reckons_itself(args: dict[str, Any]) -> None:
     said = "... the estimated maximum model length is 4864. Try increasing ..."
     assert memory.advice(args, said, GIB) == "lower model.max_model_len to 4864, as vLLM reckons"
     assert memory.advice(args, "something else", GIB) == ""
+
+
+def test_weights_in_two_formats_count_once(args: dict[str, Any], tmp_path: Path) -> None:
+    """Of a folder that holds older files too only safetensors are loaded."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 100)
+    assert memory.weight_bytes(tmp_path) == 14 * GIB
+    (tmp_path / "model.safetensors").unlink()
+    assert memory.weight_bytes(tmp_path) == 100
