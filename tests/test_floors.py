@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
-    {"errors", "records", "languages"},
+    {"errors", "records", "languages", "telling", "hardware"},
     {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer", "suspects", "memory"},
     {
         "sources",
