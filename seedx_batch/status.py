@@ -147,13 +147,13 @@ class Status:
             f"{_bar(done)} {100 * done:.1f} %",
             f"rows      {self.num_done:,} of {self.num_rows:,}, {self.num_in_flight} in flight",
             f"shards    {self.num_committed:,} of {self.num_shards:,} committed",
-            f"engine    {self.num_output_tokens:,} output tokens, {self.overall_tokens_per_s:,.1f} a second; "
-            f"loading {self.load_s:,.0f} s, running {running_s:,.0f} s: engine idle {idle:.1f} %, tail {tail:.1f} %",
+            f"engine    {self.num_output_tokens:,} output tokens, {self.overall_tokens_per_s:,.1f} a second",
+            f"time      loading {self.load_s:,.0f} s, running {running_s:,.0f} s: idle {idle:.1f} %, tail {tail:.1f} %",
         ]
         if self.is_running:
             lines.append(
-                f"now       {self.tokens_per_s:,.1f} output tokens and {self.rows_per_s:,.1f} rows a second in the last"
-                f" minute, ETA {_duration(self.eta_s)}"
+                f"now       {self.tokens_per_s:,.1f} output tok/s, {self.rows_per_s:,.1f} rows/s in the last minute, "
+                f"ETA {_duration(self.eta_s)}"
             )
         lines += [worker.as_text() for worker in self.workers]
         if self.stats is not None and self.stats.num_rows:

@@ -1,6 +1,7 @@
 """A headless Chromium without network, spoken to over a pipe: what a page says, looks like and asks for."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -97,14 +98,22 @@ class Page:
         return message
 
 
+def _moved(fd: int) -> int:
+    """The descriptor under a number that is out of the way of 3 and 4."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(fd)
+    return moved
+
+
 @contextmanager
 def page(browser: str, profile: Path) -> Iterator[Page]:
     """A page of a browser that is started for it, and ended afterwards."""
     (to_browser, ours_out), (ours_in, from_browser) = os.pipe(), os.pipe()
+    to_browser, from_browser = _moved(to_browser), _moved(from_browser)
     arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
     arguments += ["--disable-background-networking", "--disable-extensions", f"--user-data-dir={profile}"]
     # DevTools' pipe is descriptors 3 and 4 of the browser.
-    command = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", browser, *arguments]
+    command = ["bash", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "bash", browser, *arguments]
     process = subprocess.Popen(command, pass_fds=[to_browser, from_browser], stderr=subprocess.DEVNULL)
     os.close(to_browser)
     os.close(from_browser)

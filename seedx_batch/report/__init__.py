@@ -45,7 +45,7 @@ def write(reading: Reading, *, price: float | None = None, language: Language = 
 def _values(reading: Reading, status: Status, price: float | None, refresh_s: int | None) -> dict[str, Any]:
     run, plan, footers = reading.run, reading.plan, reading.footers
     job = spec.parse(run.read_text(run.job), str(run.job))
-    told, stats = timeline.read(run.ledgers), footers.total
+    told, stats = timeline.read(run.ledgers, is_running=status.is_running), footers.total
     columns = rows.Columns.of(plan, job)
     tokens_in, tokens_out = told.total("num_prompt_tokens"), told.total("num_output_tokens")
     shards = list(footers.shards.values())
@@ -63,7 +63,10 @@ def _values(reading: Reading, status: Status, price: float | None, refresh_s: in
         "price": price,
         **_costs(told, price, tokens_in, tokens_out),
         "signatures": list(footers.signatures),
-        "all_versions": _distinct([*footers.signatures.values(), *(start.versions for start in told.starts)]),
+        "all_versions": _distinct(
+            [*footers.signatures.values()]
+            or [{**start.versions, "seedx-batch": __version__} for start in told.starts if start.versions]
+        ),
         "machines": list(_machines(told)),
         "files": plan.files[:_MOST_FILES],
         "num_more_files": max(0, len(plan.files) - _MOST_FILES),

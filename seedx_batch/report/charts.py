@@ -3,6 +3,7 @@
 A chart holds numbers alone: what they mean is the page's to say, in any language, and no text of a row gets in.
 """
 
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from pygal.style import Style
 
 from seedx_batch.report.timeline import Curve, Timeline
 from seedx_batch.stats import Histogram
+
+# pygal adds a finder of plugins, which Python 3.11 warns of at every later import, as it lacks `find_spec`.
+sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, pygal.PluginImportFixer)]
 
 _WIDTH, _HEIGHT = 440, 230
 _STYLE = Style(
@@ -99,10 +103,9 @@ def starts(timeline: Timeline, unit_s: float) -> str:
     )
     chart.range = (0.4, len(ranks) + 0.6)
     chart.y_labels = [{"value": len(ranks) - place, "label": str(rank)} for place, rank in enumerate(ranks)]
-    thick = {"width": 14, "linecap": "butt"}
-    chart.add("", running, stroke_style=thick)
-    chart.add("", loading, stroke_style=thick)
-    chart.add("", died, stroke=False, show_dots=True, dots_size=5)
+    chart.add("", running)
+    chart.add("", loading)
+    chart.add("", died, stroke=False, show_dots=True, dots_size=4)
     return _svg(chart, "starts", 0, (end - origin) / unit_s)
 
 

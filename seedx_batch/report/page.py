@@ -39,7 +39,7 @@ def size(num_bytes: int | None) -> str:
     """A number of bytes for a person."""
     if num_bytes is None:
         return "?"
-    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
         if num_bytes >= 1 << power:
             return f"{num_bytes / (1 << power):.3g} {unit}"
     return f"{num_bytes} B"

@@ -28,7 +28,7 @@ class Start:
 
     Args:
         began, loaded, ended: Unix time; `ended`: of its last line.
-        outcome: its last event; `killed`, where that is not one that a worker ends with.
+        outcome: the event that it ended with; else `killed`, or `running` where it may be alive.
         is_restart: whether it followed the death of an engine, told in `why`.
         counters: what it had done at its last checkpoint.
         told: its `started` line; versions: from its `loaded` line.
@@ -112,8 +112,11 @@ class Curve:
     in_flight: list[float]
 
 
-def read(folder: Path) -> Timeline:
+def read(folder: Path, *, is_running: bool) -> Timeline:
     """The timeline of the ledgers in a folder.
+
+    Args:
+        is_running: whether a rank's last start may be alive, though it has not said how it ended.
 
     Raises:
         StorageError: a ledger cannot be read.
@@ -121,7 +124,10 @@ def read(folder: Path) -> Timeline:
     starts: list[Start] = []
     intervals: list[Interval] = []
     for rank, path in ledger.ranks(folder).items():
-        for start, own in _of_rank(rank, ledger.thinned(path, _NUM_CHECKPOINTS)):
+        found = list(_of_rank(rank, ledger.thinned(path, _NUM_CHECKPOINTS)))
+        if is_running and found and found[-1][0].outcome == "killed":
+            found[-1][0].outcome = "running"
+        for start, own in found:
             starts.append(start)
             intervals += own
     starts.sort(key=lambda start: start.began)
