@@ -118,26 +118,20 @@ def thinned(path: Path, num_lines: int) -> Iterator[dict[str, Any]]:
     """
     skipped, skipped_head = b"", b""
     position = next_at = 0
-    try:
-        with path.open("rb") as file:
-            stride = os.fstat(file.fileno()).st_size // num_lines
-            for line in file:
-                position += len(line)
-                head = line.partition(b', "t": ')[0]
-                if skipped and head != skipped_head:
-                    yield from _parse([skipped])
-                is_checkpoint = head.endswith(b'"event": "checkpoint"')
-                if is_checkpoint and position < next_at:
-                    skipped, skipped_head = line, head
-                    continue
-                if is_checkpoint:
-                    next_at = position + stride
-                skipped = b""
-                yield from _parse([line])
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
+    stride = (path.stat().st_size if path.exists() else 0) // num_lines
+    for line in _lines(path):
+        position += len(line)
+        head = _head(line)
+        if skipped and head != skipped_head:
+            yield from _parse([skipped])
+        is_checkpoint = head.endswith(b'"event": "checkpoint"')
+        if is_checkpoint and position < next_at:
+            skipped, skipped_head = line, head
+            continue
+        if is_checkpoint:
+            next_at = position + stride
+        skipped = b""
+        yield from _parse([line])
     yield from _parse([skipped])
 
 
@@ -171,10 +165,10 @@ def totals_of(path: Path) -> dict[str, float]:
     """
     sums: dict[str, float] = dict.fromkeys(COUNTERS, 0)
     last: dict[bytes, bytes] = {}
-    for line in _read(path).split(b"\n"):
+    for line in _lines(path):
         # Parsing every line of a week's run would take a second, and a progress bar asks twice a second.
-        if line.endswith(b"}"):
-            last[line.partition(b', "t": ')[0]] = line
+        if line.endswith((b"}\n", b"}")):
+            last[_head(line)] = line
     for values in _parse(last.values()):
         if values["event"] in ("checkpoint", "loaded", "restarting"):
             for name in COUNTERS:
@@ -189,6 +183,22 @@ def _open(path: Path) -> int:
     if num_bytes and os.pread(fd, 1, num_bytes - 1) != b"\n":
         os.write(fd, b"\n")
     return fd
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The file's lines, one at a time; none if there is no file."""
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+
+
+def _head(line: bytes) -> bytes:
+    """What tells the start and the event of a line."""
+    return line.partition(b', "t": ')[0]
 
 
 def _read(path: Path, num_bytes: int | None = None) -> bytes:
