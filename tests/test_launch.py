@@ -42,7 +42,7 @@ def test_a_run_from_an_empty_folder(job: Path) -> None:
     assert not list((run / ".state" / "journal").iterdir())
     assert not list((run / ".state" / "tmp").iterdir())
     assert 'datasets.load_dataset("' in done.stderr
-    assert "第5句话" in (run / "report.html").read_text(encoding="utf-8")
+    assert "第4句话" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_datasets_opens_the_run(job: Path) -> None:
