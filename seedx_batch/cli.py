@@ -47,7 +47,7 @@ def main() -> NoReturn:
 
 
 def _say(message: str) -> None:
-    click.echo(message, err=True)
+    click.echo(shown(message), err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

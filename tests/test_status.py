@@ -32,8 +32,8 @@ def running(tmp_path: Path) -> RunDirectory:
         [
             ("a", "started", ago - 500, {}),
             ("a", "loaded", ago - 490, {}),
-            ("a", "checkpoint", ago - 100, {"num_rows": 1, "num_output_tokens": 10}),
-            ("l", "restarting", ago - 90, {"num_restarts": 3}),
+            ("a", "checkpoint", ago - 15, {"num_rows": 1, "num_output_tokens": 10}),
+            ("l", "restarting", ago - 12, {"num_restarts": 3}),
             ("b", "started", ago - 10, {}),
             ("b", "loaded", ago, {"load_s": 10}),
             ("b", "checkpoint", ago + 20, {"num_rows": 9, "num_output_tokens": 80, "busy_s": 10.0}),

@@ -26,6 +26,7 @@ def render(language: Language, values: Mapping[str, Any]) -> str:
     formats: dict[str, Callable[..., Any]] = {
         "w": _words,
         "number": lambda value: f"{value:,}",
+        "millions": lambda value: f"{value:,}" if value < 10_000_000 else f"{value / 1_000_000:,.5g} M",
         "figure": _figure,
         "percent": lambda share: f"{100 * share:.1f} %",
         "duration": _duration,
