@@ -104,6 +104,8 @@ def run(spec: JobSpec, *, fresh: bool, progress: View) -> Outcome:
         if not todo:
             if not directory.card.is_file():
                 card.finalize(directory.path)
+            if not directory.report.is_file():
+                report.write(Reading(directory.path))
             return Outcome(f"nothing left to do: all {planned.num_rows:,} rows are done\n{_where(directory)}", 0)
         directory.sweep()
         settings = None if model.is_simulated else _settings(spec, model, planned)

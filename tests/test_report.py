@@ -14,7 +14,7 @@ from seedx_batch.rundir import RunDirectory
 from seedx_batch.stats import Histogram
 from seedx_batch.status import Reading
 from tests import browser
-from tests.jobs import ask, write_job
+from tests.jobs import REPOSITORY, ask, write_job
 from tests.runs import BEGAN, MACHINE, failed, hold, make_run, ok, plan_and_commit, write_ledger
 
 SECTIONS = ["what_ran", "rows", "tokens", "over_time", "errors", "launches", "shards", "samples"]
@@ -226,6 +226,41 @@ def test_nothing_that_a_run_holds_gets_into_the_markup(tmp_path: Path) -> None:
     assert "hf_token: '***'" in words(shown)
     assert words(shown).count("<script>alert('x')</script>") >= 8
     assert "{{ 7 * 7 }}" in words(shown)
+
+
+def test_examples_of_errors_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is read only for kinds that still lack examples, and of many kinds and parts only so many are."""
+    kinds = [*["common"] * 10, *["common"] * 9, "rare", *[f"kind{number}" for number in range(10)], *["late"] * 10]
+    run = make_run(tmp_path, TEXTS[:40], [failed(f"{kind}: x") for kind in kinds], 4)
+    reading, read = Reading(run.path), list[Path]()
+    reading.status()
+    original = parts.error_rows
+
+    def count(path: Path, columns: list[str]) -> Any:
+        read.append(path)
+        return original(path, columns)
+
+    monkeypatch.setattr(parts, "error_rows", count)
+    monkeypatch.setattr(rows, "_MOST_KINDS", 5)
+    found = rows.error_examples(reading.footers.shards.values(), rows.Columns(("source",), ()))
+    assert {kind: len(shown) for kind, shown in found.items()} == {
+        "common": 3,
+        "rare": 1,
+        "kind0": 1,
+        "kind1": 1,
+        "kind2": 1,
+    }
+    assert read == [run.part(index, 4) for index in range(3)]
+
+
+def test_a_preset_that_is_gone_costs_no_report(tmp_path: Path) -> None:
+    """Where the prompts cannot be built any more, all carried columns stand beside the text."""
+    preset = tmp_path / "mine.yaml"
+    preset.write_text((REPOSITORY / "seedx_batch/presets/seed-x.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    run = make_run(tmp_path, TEXTS[:10], [ok("made of it")] * 10, 1, prompt={"preset": str(preset)})
+    preset.unlink()
+    text = words(read(run))
+    assert f"source{TEXTS[3]}number3translationmade of it" in text
 
 
 def test_results_of_other_commands_are_shown(finished: RunDirectory) -> None:

@@ -4,7 +4,6 @@ Must never read a part whole into memory, nor know how a page looks.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,27 +80,29 @@ def samples(shards: Iterable[CommittedShard], columns: Columns) -> list[ShownRow
 
 def error_examples(shards: Iterable[CommittedShard], columns: Columns) -> dict[str, list[ShownRow]]:
     """Up to three rows of each kind of error, from the first parts that have them."""
-    examples: dict[str, list[ShownRow]] = defaultdict(list)
+    examples: dict[str, list[ShownRow]] = {}
     num_parts = 0
-
-    def wanted(kind: str) -> bool:
-        return len(examples.get(kind, ())) < _EXAMPLES_OF_A_KIND and (kind in examples or len(examples) < _MOST_KINDS)
-
     for shard in shards:
-        left = {kind: min(count, _EXAMPLES_OF_A_KIND) for kind, count in shard.errors.items() if wanted(kind)}
-        if not left:
+        for kind in list(shard.errors)[: _MOST_KINDS - len(examples)]:
+            examples.setdefault(kind, [])
+        left = {
+            kind: min(shard.errors[kind], _EXAMPLES_OF_A_KIND - len(examples[kind]))
+            for kind in examples
+            if kind in shard.errors
+        }
+        if not any(left.values()):
             continue
         if num_parts == _MOST_PARTS:
             break
         num_parts += 1
         for row in parts.error_rows(shard.part, ["id", *columns.given, *_OUTCOME]):
             kind = (row["error"] or "unknown").partition(":")[0].strip()
-            if left.get(kind, 0) and wanted(kind):
+            if left.get(kind):
                 examples[kind].append(_shown(row, columns, None))
                 left[kind] -= 1
             if not any(left.values()):
                 break
-    return dict(examples)
+    return {kind: rows for kind, rows in examples.items() if rows}
 
 
 def _shown(row: Mapping[str, Any], columns: Columns, number: int | None) -> ShownRow:
