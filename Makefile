@@ -5,7 +5,7 @@ PYTHON = "$$(requirements/setup.sh --dev)"
 BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py)
 FAST = -m "not engine and not process and not compat"
 
-.PHONY: setup test check format compat torture bench lock clean lint types fast
+.PHONY: setup test check format compat torture bench fuzz lock clean lint types fast
 
 setup:
 	@requirements/setup.sh --dev >/dev/null
@@ -43,6 +43,11 @@ bench: setup
 	@failed=0; for script in $(BENCHMARKS); do \
 		printf '\n== %s ==\n' "$$script"; $(PYTHON) "$$script" || failed=1; \
 	done; exit $$failed
+
+# tests/fuzz/targets.py, 20 s each; ARGS="--seconds 300 journal" fuzzes one for longer. Findings lie in tests/fuzz/found/.
+fuzz: setup
+	@test -d .cache/fuzz/atheris || $(PYTHON) -m pip install --quiet --no-deps --target .cache/fuzz atheris==3.0.0
+	PYTHONPATH=.:.cache/fuzz nice -n 19 $(PYTHON) tests/fuzz/run.py $(ARGS)
 
 lock:
 	requirements/lock.sh

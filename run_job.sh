@@ -7,7 +7,8 @@
 #
 # Slurm:  sbatch run_job.sh jobs/zh_en.yaml         submitted from this folder, with your partition and devices
 # cron:   0 1 * * *  /path/to/run_job.sh jobs/zh_en.yaml >>/path/to/zh_en.log 2>&1
-# The last thing it does is exec, so signals reach the program and its exit code comes back: 75 means stopped early, run the same again.
+# The last thing it does is exec, so signals reach the program and its exit code comes back: 75 means stopped early,
+# or that another run holds the folder: run the same again; 65 that too many rows fail, which does not mend itself. README.md has them all.
 #
 # It works in the project's folder: relative paths start there, except that the job file is also looked for where you are.
 #   SEEDX_BATCH_PYTHON   the Python to use instead of .venv (needed under cron where the PATH lacks your container's Python)

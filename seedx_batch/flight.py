@@ -58,9 +58,14 @@ class Flight:
         _HEADER.pack_into(self._map, 0, self._num_begun, self._num_ended)
 
     def close(self) -> None:
-        """Closes the file; what it holds stays."""
+        """Closes the file; what it holds stays.
+
+        Raises:
+            StorageError: the system says that it could not.
+        """
         self._map.close()
-        os.close(self._fd)
+        with writing(self._path):
+            os.close(self._fd)
 
     def _mapped(self, num_slots: int) -> mmap.mmap:
         """The file with more free slots than it has."""

@@ -61,7 +61,7 @@ class Footers:
         Raises:
             StorageError: a part is damaged.
         """
-        paths = [self._run.part(index, len(self._plan.shards)) for index in sorted(self._run.committed())]
+        paths = [path for _, path in sorted(self._run.visible(self._plan.earlier).items())]
         made = {path: path.stat().st_mtime_ns for path in paths}
         if any(made.get(path) != made_at for path, made_at in self._made.items()):
             self._forget()

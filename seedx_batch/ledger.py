@@ -8,12 +8,13 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from seedx_batch.durable import writing
 from seedx_batch.errors import StorageError
+from seedx_batch.telling import masked
 
 COUNTERS = (
     "num_rows",
@@ -29,6 +30,8 @@ COUNTERS = (
     "num_restarts",
 )
 """What grows within a launch and adds up over launches and ranks."""
+
+_MOST = 1e18  # of a counter; more is damage, as is what is no number
 
 _TAIL_NUM_BYTES = 4096
 """How much of a ledger's end is read at first in search of its last line."""
@@ -46,13 +49,14 @@ class Ledger:
         self._fd: int | None = None
 
     def write(self, event: str, **values: Any) -> None:
-        """Adds one line by one write, so that whoever reads meanwhile sees it whole.
+        """Adds one line by one write, so that whoever reads meanwhile sees it whole; without secrets.
 
         Raises:
             StorageError: the line cannot be written.
         """
+        told = {name: masked(value) if isinstance(value, str) else value for name, value in values.items()}
         # launch and event come first because totals() tells lines apart by how they begin.
-        line = {"launch": self.launch, "event": event, "t": round(time.time(), 3), **values}
+        line = {"launch": self.launch, "event": event, "t": round(time.time(), 3), **told}
         text = (json.dumps(line) + "\n").encode()
         with writing(self.path):
             if self._fd is None:
@@ -63,8 +67,9 @@ class Ledger:
     def close(self) -> None:
         """Closes the file; a later `write` opens it again."""
         if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None
+            with writing(self.path):
+                os.close(fd)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -172,8 +177,30 @@ def totals_of(path: Path) -> dict[str, float]:
     for values in _parse(last.values()):
         if values["event"] in ("checkpoint", "loaded", "restarting"):
             for name in COUNTERS:
-                sums[name] += values.get(name, 0)
+                sums[name] += number(values, name)
     return sums
+
+
+def rows_since(path: Path, exit_code: int) -> tuple[int, int]:
+    """How many rows one worker's launches have ended, and with an error, since the last that failed with this code.
+
+    Raises:
+        StorageError: the ledger cannot be read.
+    """
+    last: dict[str, dict[str, Any]] = {}
+    for line in read(path):
+        if line["event"] == "checkpoint":
+            last[line["launch"]] = line
+        elif line["event"] == "failed" and line.get("exit_code") == exit_code:
+            last.clear()
+    num_rows, num_errors = (sum(number(line, name) for line in last.values()) for name in ("num_rows", "num_errors"))
+    return int(num_rows), int(num_errors)
+
+
+def number(line: Mapping[str, Any], name: str, default: float = 0) -> float:
+    """A line's number, or the default where there is none that can be counted with."""
+    value = line.get(name)
+    return value if isinstance(value, int | float) and abs(value) < _MOST else default
 
 
 def _open(path: Path) -> int:
@@ -226,8 +253,8 @@ def _parse(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     for line in lines:
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and "event" in values:
+        if isinstance(values, dict) and isinstance(values.get("event"), str):
             parsed.append(values)
     return parsed

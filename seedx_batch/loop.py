@@ -12,7 +12,8 @@ from typing import Protocol
 from seedx_batch.ahead import Ahead, Ready
 from seedx_batch.decoding import Admitted
 from seedx_batch.engine import Engine
-from seedx_batch.errors import RowRejected
+from seedx_batch.error_rate import ErrorRate
+from seedx_batch.errors import RowRejected, TooManyErrors
 from seedx_batch.occupancy import Occupancy
 from seedx_batch.records import Completion, RowKey
 from seedx_batch.twins import Twins
@@ -105,6 +106,7 @@ class Loop:
         checkpoint_s: finished rows are on disk after at most so many seconds; safe from a kill they are at once.
         stopping: asked before every step; the seconds that rows in flight still have, or None to go on.
         on_checkpoint: told the counters after every checkpoint, by the thread that has written it.
+        errors: when too many rows fail, the loop ends before the job does.
     """
 
     ahead: Ahead
@@ -116,6 +118,7 @@ class Loop:
     checkpoint_s: float
     stopping: Callable[[], float | None]
     on_checkpoint: Callable[[Counters], None]
+    errors: ErrorRate = field(default_factory=ErrorRate)
     counters: Counters = field(default_factory=Counters)
     _decoders: dict[RowKey, Admitted] = field(default_factory=dict)
     _held: Ready | None = None
@@ -131,7 +134,12 @@ class Loop:
         self._occupancy = Occupancy(self.engine.max_num_seqs, since=self._returned_at)
 
     def run(self) -> bool:
-        """Whether everything was done; False when it was stopped before."""
+        """Whether everything was done; False when it was stopped before.
+
+        Raises:
+            TooManyErrors: too many rows fail; those that have ended are on disk.
+        """
+        too_many: TooManyErrors | None = None
         self._returned_at = self._occupancy.since = time.monotonic()
         # So that a short job's first rows are ordered too; a long one starts a fraction of a second later for it.
         self.ahead.read(_ROWS_PER_STEP * self.window)
@@ -139,13 +147,22 @@ class Loop:
             seconds = self.stopping()
             if seconds is not None and (seconds <= 0 or not self._decoders):
                 break
+            if (self.ahead or self._held) and self.errors.is_too_high(len(self._decoders)):
+                too_many = self.errors.told()
+                break
             if seconds is None:
                 self._feed()
             self._step(rows_left=seconds is None and bool(self.ahead or self._held))
             self._checkpoint_if_due()
             self.shelf.publish_full()
+        # Of shards whose last rows were in their journals, no row may have come through the loop.
+        self.shelf.publish_full()
         self.checkpoint()
+        # A shard whose journal held every row is full without a step.
+        self.shelf.publish_full()
         self.shelf.wait()
+        if too_many is not None:
+            raise too_many
         return not self.ahead and not self._held and not self._decoders
 
     def checkpoint(self) -> None:
@@ -264,6 +281,7 @@ class Loop:
         twins = self.twins.settle(completion) if self.twins is not None else []
         for each in (completion, *twins):
             self.counters.count(each)
+            self.errors.count(each)
             self.shelf.put(each)
 
     def _checkpoint_if_due(self) -> None:

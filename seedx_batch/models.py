@@ -81,6 +81,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.json").is_file():
         raise ModelUnavailable(f"'{folder}' holds no config.json", "give the folder of a Hugging Face model")
+    _read_config(folder)
     described = {name: _digest((folder / name).read_bytes()) for name in _DESCRIBING if (folder / name).is_file()}
     index = folder / "model.safetensors.index.json"
     weights = [index] if index.is_file() else []
@@ -127,5 +128,14 @@ def config_of(model: Model) -> dict[str, Any]:
     """The model's config.json, or {} where it is not on this machine."""
     if model.folder is None:
         return {}
-    tree: dict[str, Any] = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    return _read_config(model.folder)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelUnavailable(f"the config.json in '{folder}' cannot be read ({error})") from error
+    if not isinstance(tree, dict):
+        raise ModelUnavailable(f"the config.json in '{folder}' is no object")
     return tree

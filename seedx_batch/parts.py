@@ -4,7 +4,6 @@ Must never know how a completion came about, or where parts lie.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seedx_batch.durable import writing
+from seedx_batch import seal
+from seedx_batch.durable import write, writing
 from seedx_batch.errors import Fault, SpecError, StorageError
 from seedx_batch.records import Candidate, Completion, RowKey, Shard
 from seedx_batch.stats import TokenStats
@@ -25,6 +25,7 @@ FORMAT = 1
 """Of the footer and of what a part promises; a part of another format is not read."""
 
 _FOOTER_KEY = b"seedx_batch"
+_SEAL_KEY = b"seedx_batch_seal"
 _ROWS_PER_GROUP = 10_000
 _ROWS_PER_BATCH = 1_000
 _CANDIDATES = pa.list_(
@@ -131,6 +132,18 @@ def from_batch(batch: pa.RecordBatch, shard_index: int) -> list[Completion]:
         )
         for row in range(batch.num_rows)
     ]
+
+
+def divide(table: pa.Table, completion: pa.Schema) -> tuple[pa.Table, list[pa.RecordBatch]]:
+    """A part's rows as what they carry and, as batches of `journal_schema`, what they ended as.
+
+    Args:
+        completion: from `completion_schema`.
+    """
+    num_carried = table.num_columns - len(completion)
+    positions = pa.array(range(table.num_rows), pa.int32())
+    ended = pa.Table.from_arrays([positions, *table.columns[num_carried:]], schema=journal_schema(completion))
+    return table.select(range(num_carried)), ended.to_batches(_ROWS_PER_BATCH)
 
 
 class OpenShard:
@@ -265,6 +278,7 @@ class Footer:
         started_at, committed_at: ISO 8601, UTC.
         worker: who made it.
         versions: of the software that made it, by name.
+        round: how often failed rows of the run had been told to run again.
     """
 
     format: int
@@ -276,6 +290,7 @@ class Footer:
     committed_at: str
     worker: str
     versions: Mapping[str, str]
+    round: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, for `json.dumps`."""
@@ -305,11 +320,19 @@ def write_part(tmp: Path, table: pa.Table, footer: Footer) -> None:
     if not table.num_rows == footer.shard.num_rows == footer.stats.num_rows:
         raise RuntimeError(f"{tmp}: {table.num_rows} rows for {footer.shard}, {footer.stats.num_rows} rows counted")
     text = json.dumps(footer.to_json(), ensure_ascii=False, separators=(",", ":"))
-    table = table.replace_schema_metadata({_FOOTER_KEY: text.encode()})
-    with writing(tmp), tmp.open("wb") as file:
-        pq.write_table(table, file, row_group_size=_ROWS_PER_GROUP, compression="zstd", write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
+    content = sealed(table, {_FOOTER_KEY: text.encode()})
+    with writing(tmp):
+        write(tmp, content)
+
+
+def sealed(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytearray:
+    """A parquet file with these metadata, a checksum in every page, and a seal over all of it."""
+    table = table.replace_schema_metadata({**metadata, _SEAL_KEY: seal.OPEN.encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=_ROWS_PER_GROUP, compression="zstd", write_page_checksum=True)
+    content = bytearray(memoryview(sink.getvalue()))
+    seal.close(content)
+    return content
 
 
 def read_footer(path: Path) -> Footer:
@@ -319,10 +342,36 @@ def read_footer(path: Path) -> Footer:
         StorageError: the file is no part, or is damaged.
     """
     try:
-        metadata = pq.read_metadata(path).metadata or {}
-        return Footer.from_json(json.loads(metadata[_FOOTER_KEY]))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+        return _footer(pq.read_metadata(path))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path}: is no part of this program's, or is damaged ({error}); {_REMEDY}") from error
+
+
+def examine(content: bytes) -> tuple[Footer, pa.Table]:
+    """The footer and the rows of a part's whole content; every byte of it is checked.
+
+    Raises:
+        ValueError: it is damaged, or no part; the message says how that shows.
+    """
+    # First, as what is read after it is then as it was written, and no trap for the reader.
+    seal.check(content)
+    try:
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            footer, table = _footer(file.metadata), file.read().replace_schema_metadata(None)
+    except (OSError, pa.ArrowException, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it cannot be read ({error})") from error
+    if list(table.schema)[-len(_OUTCOME) :] != list(_OUTCOME):
+        raise ValueError("its last columns are not those of a part")
+    return footer, table
+
+
+def recount(table: pa.Table) -> TokenStats:
+    """The statistics of a part's rows."""
+    columns = [column.to_pylist() for column in table.columns[-len(_OUTCOME) :]]
+    return TokenStats.of(
+        Completion(RowKey(0, position), **dict(zip(_OUTCOME.names, row, strict=True)))
+        for position, row in enumerate(zip(*columns, strict=True))
+    )
 
 
 def read_part(path: Path) -> pa.Table:
@@ -380,8 +429,12 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         # As one file: read_table would take a folder named `key=value` in the path for a column.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise StorageError(f"{path}: is damaged ({error}); {_REMEDY}") from error
+
+
+def _footer(metadata: pq.FileMetaData) -> Footer:
+    return Footer.from_json(json.loads((metadata.metadata or {})[_FOOTER_KEY]))
 
 
 def _variable_columns(completion: pa.Schema) -> tuple[list[str], bool]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import chain, islice
 from typing import Any
 
-from seedx_batch import launch, ledger, models, plan, platforms
+from seedx_batch import launch, ledger, models, plan, platforms, retry
 from seedx_batch.decoding.budget import Budget
 from seedx_batch.errors import RowRejected
 from seedx_batch.models import Model
@@ -36,10 +36,10 @@ def preview(spec: JobSpec, *, engine_config: bool = False) -> dict[str, Any]:
     directory = RunDirectory(spec.directory)
     if directory.plan.is_file():
         planned = Plan.from_json(directory.read_text(directory.plan), str(directory.plan))
-        plan.check_resume(planned, spec, prompts, model)
+        plan.resume(planned, spec, prompts, model)
     else:
         planned = plan.make(spec, prompts, model)
-    left = planned.todo(directory.committed())
+    left = planned.todo(directory.visible(planned.earlier).keys() - retry.pending(directory, planned))
     num_left = sum(shard.num_rows for shard in left)
     sample = _sample(spec, prompts, model, planned)
     shown: dict[str, Any] = {

@@ -11,7 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from seedx_batch.signals import unheard
 from seedx_batch.status import Status
+from seedx_batch.telling import shown
 
 LINE_S = 30.0
 _RATE_WINDOW_S = 60.0
@@ -35,13 +37,15 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        with unheard():
+            if self._bar is not None:
+                self._bar.close()
 
     def say(self, message: str) -> None:
         """Shows one line of text, above the bar."""
-        tqdm.write(f"{self._name}: {message}", file=sys.stderr)
-        sys.stderr.flush()
+        with unheard():
+            tqdm.write(f"{self._name}: {shown(message)}", file=sys.stderr)
+            sys.stderr.flush()
 
     def show(self, status: Status) -> None:
         """Shows where the run is."""
@@ -57,7 +61,8 @@ class Progress:
         while now - self._tokens[0][0] > _RATE_WINDOW_S:
             self._tokens.popleft()
         if sys.stderr.isatty():
-            self._draw(status)
+            with unheard():
+                self._draw(status)
         elif now - self._line_at >= LINE_S and status.phase == "running":
             self._line_at = now
             self.say(self._line(status, now))

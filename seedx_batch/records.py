@@ -46,6 +46,9 @@ class Shard:
         start_row: the slice's first record in the file, from 0.
         num_rows: how many records.
         start_byte: where that record begins in the (decompressed) file; 0 for parquet, which needs none.
+        num_bytes: of the slice's text up to its last record's end, without line ends; a file's first slice begins at
+            the file's beginning, header and all. 0 for parquet.
+        digest: SHA-256 of that text, its first 16 hex digits; empty where there is none.
     """
 
     index: int
@@ -53,6 +56,13 @@ class Shard:
     start_row: int
     num_rows: int
     start_byte: int = 0
+    num_bytes: int = 0
+    digest: str = ""
+
+    @property
+    def first_byte(self) -> int:
+        """Where the text that `digest` is of begins."""
+        return self.start_byte if self.start_row else 0
 
 
 @dataclass(frozen=True, slots=True)

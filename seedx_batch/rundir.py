@@ -10,12 +10,12 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from seedx_batch.durable import sync, sync_folder, writing
+from seedx_batch.durable import make_folder, sync_folder, write, writing
 from seedx_batch.errors import RunDirectoryBusy, StorageError
 
 _PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
@@ -28,7 +28,7 @@ class RunDirectory:
 
     README.md  job.yaml  plan.json  stats.parquet  report.html
     data/part-00012-of-00040.parquet
-    .state/  journal/  ledger/  logs/  faults/  tmp/  lock  lock.json
+    .state/  journal/  ledger/  logs/  faults/  tmp/  damaged/  lock  lock.json
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -43,6 +43,7 @@ class RunDirectory:
         self.ledgers = self.path / ".state" / "ledger"
         self.logs = self.path / ".state" / "logs"
         self._faults = self.path / ".state" / "faults"
+        self.damaged = self.path / ".state" / "damaged"
         self._tmp = self.path / ".state" / "tmp"
         self._lock = self.path / ".state" / "lock"
         self._holder = self.path / ".state" / "lock.json"
@@ -96,6 +97,38 @@ class RunDirectory:
             )
         return {int(match[1]) for match in found}
 
+    def visible(self, earlier: Collection[int]) -> dict[int, Path]:
+        """The parts that are there by the index of their shard, also such as are yet to be renamed.
+
+        Args:
+            earlier: how many shards the plan had before rows were added, each time.
+
+        Raises:
+            StorageError: the folder cannot be read, or holds parts of differently cut plans.
+        """
+        found = _numbered(self.parts, _PART)
+        if len({int(match[2]) for match in found}.difference(earlier)) > 1:
+            self.committed()
+        return {int(match[1]): self.parts / match[0] for match in found}
+
+    def rename_parts(self, num_shards: int, earlier: Collection[int]) -> None:
+        """Names the parts from before rows were added after the number of shards that there are now; only for the
+        lock's holder.
+
+        A part has one name at any moment, so that this may be broken off anywhere and done again.
+
+        Raises:
+            StorageError: a part cannot be renamed.
+        """
+        old = [match for match in _numbered(self.parts, _PART) if int(match[2]) in earlier]
+        with writing(self.parts):
+            for match in old:
+                final = self.part(int(match[1]), num_shards)
+                if not final.exists():
+                    os.rename(self.parts / match[0], final)
+            if old:
+                sync_folder(self.parts)
+
     def journaled(self) -> set[int]:
         """The indices of the shards that have a journal."""
         return {int(match[1]) for match in _numbered(self.journals, _JOURNAL)}
@@ -106,9 +139,14 @@ class RunDirectory:
         Raises:
             StorageError: they cannot be made.
         """
-        for folder in (self.parts, self.journals, self.ledgers, self.logs, self._faults, self._tmp):
+        # .state comes first: by it a run's folder is known.
+        for folder in (self.journals, self.ledgers, self.logs, self._faults, self._tmp, self.parts):
             with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
+        # Those that are there may have been made by a launch that was killed before it had synced their names.
+        for folder in (self._tmp.parent, self.path, self.path.parent, self.path.parent.parent):
+            with writing(folder), suppress(PermissionError):
+                sync_folder(folder)
 
     @contextmanager
     def lock(self) -> Iterator[int]:
@@ -121,18 +159,42 @@ class RunDirectory:
         with writing(self._lock):
             fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunDirectoryBusy(f"{self.path}: {self._tell_holder()}") from error
-            except OSError as error:
-                remedy = "mount it with locks (Lustre: -o flock), or choose a run_dir on another file system"
-                raise StorageError(f"{self._lock}: {error.strerror}; {remedy}") from error
+            self._hold(fd, fcntl.LOCK_EX)
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": _now()}
             self.write_text(self._holder, json.dumps(holder))
             yield fd
         finally:
+            with writing(self._lock):
+                os.close(fd)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Keeps runs out while others read; writes nothing, as the run directory may be nobody's to write to.
+
+        Raises:
+            RunDirectoryBusy, StorageError: as for `lock`.
+        """
+        try:
+            fd = os.open(self._lock, os.O_RDONLY)
+        except FileNotFoundError:  # a copy of the results: nobody can run here before making a lock
+            yield
+            return
+        except OSError as error:
+            raise StorageError(f"{self._lock}: {error.strerror}; make it readable") from error
+        try:
+            self._hold(fd, fcntl.LOCK_SH)
+            yield
+        finally:
             os.close(fd)
+
+    def _hold(self, fd: int, how: int) -> None:
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunDirectoryBusy(f"{self.path}: {self._tell_holder()}") from error
+        except OSError as error:
+            remedy = "mount it with locks (Lustre: -o flock), or choose a run_dir on another file system"
+            raise StorageError(f"{self._lock}: {error.strerror}; {remedy}") from error
 
     def is_held(self) -> bool | None:
         """Whether the process that took the lock last still lives; None where that cannot be told from here."""
@@ -148,9 +210,13 @@ class RunDirectory:
         Raises:
             StorageError: it cannot be written; the earlier one is then untouched.
         """
+        self.write_bytes(path, text.encode())
+
+    def write_bytes(self, path: Path, content: bytes | bytearray) -> None:
+        """As `write_text`, for what is no text."""
         tmp = self.temporary(path.name)
         with writing(path):
-            tmp.write_bytes(text.encode())
+            write(tmp, content)
         self.replace(tmp, path)
 
     def read_text(self, path: Path) -> str:
@@ -166,14 +232,42 @@ class RunDirectory:
         except UnicodeDecodeError as error:
             raise StorageError(f"{path}: is damaged ({error}); restore it, or start over in a new run_dir") from error
 
-    def replace(self, tmp: Path, final: Path) -> None:
-        """Syncs a temporary file and puts it in a final place, over what is there.
+    def set_aside(self, path: Path) -> Path:
+        """Moves a damaged file out of the run's way; where it is then.
 
         Raises:
-            StorageError: that failed; what was there is then untouched.
+            StorageError: it cannot be moved.
+        """
+        with writing(path):
+            aside = self._aside(path.name)
+            os.rename(path, aside)
+            sync_folder(self.damaged)
+            sync_folder(path.parent)
+        return aside
+
+    def copy_aside(self, path: Path) -> Path:
+        """Copies a damaged file that is to be mended; where the copy is.
+
+        Raises:
+            StorageError: it cannot be copied.
+        """
+        with writing(path):
+            aside = self._aside(path.name)
+            write(aside, path.read_bytes())
+            sync_folder(self.damaged)
+        return aside
+
+    def _aside(self, name: str) -> Path:
+        make_folder(self.damaged)
+        return self.damaged / f"{name}.{_now().replace(':', '')}.{uuid.uuid4().hex[:8]}"
+
+    def replace(self, tmp: Path, final: Path) -> None:
+        """Puts a whole, synced temporary file in a final place, over what is there.
+
+        Raises:
+            StorageError: that failed; there is then either what was there before, or this file.
         """
         with writing(final):
-            sync(tmp)
             os.replace(tmp, final)
             sync_folder(final.parent)
 
@@ -195,8 +289,11 @@ class RunDirectory:
             sync_folder(final.parent)
         return is_ours
 
-    def sweep(self) -> None:
+    def sweep(self, keep: Collection[int] = ()) -> None:
         """Removes what crashes have left: temporary files, journals of committed shards; only for the lock's holder.
+
+        Args:
+            keep: shards whose part is yet to be replaced.
 
         Raises:
             StorageError: a file cannot be removed.
@@ -204,7 +301,13 @@ class RunDirectory:
         with writing(self._tmp):
             for path in self._tmp.iterdir():
                 path.unlink()
-        for index in self.journaled() & self.committed():
+        with writing(self.journals):
+            for path in self.journals.glob("*.new"):
+                path.unlink()
+        # A part whose run was killed before it had synced this is seen, and could still be gone after a power cut.
+        with writing(self.parts):
+            sync_folder(self.parts)
+        for index in (self.journaled() & self.committed()).difference(keep):
             with writing(self.journal(index)):
                 self.journal(index).unlink()
 
@@ -217,8 +320,8 @@ class RunDirectory:
             return f"another run holds it; wait for its end (`fuser {self._lock}` names it)"
         if host == socket.gethostname() and not _is_alive(pid):
             return (
-                f"the run of process {pid}, started at {started_at}, is gone, but a worker of it still saves its rows; "
-                f"wait for its end (`fuser {self._lock}` names it)"
+                f"the run of process {pid}, started at {started_at}, is gone, but a worker of it still saves its rows "
+                f"(or `validate` reads them); wait for its end (`fuser {self._lock}` names it)"
             )
         return f"process {pid} on {host} holds it since {started_at}; wait for its end, or stop it"
 

@@ -4,14 +4,16 @@ A thread of its own writes, so that no engine waits for a disk; an open shard is
 thread's alone from then on. Must never know the engine, prompts, or how a completion came about.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 
 from seedx_batch import parts
+from seedx_batch.errors import StorageError
 from seedx_batch.journal import Journal
 from seedx_batch.parts import Footer, OpenShard
 from seedx_batch.records import Completion, Row, Shard
@@ -30,6 +32,7 @@ class Imprint:
         part: the schema of parts; `completion`: the columns of it that completions fill.
         columns: the input columns that parts carry.
         num_shards: of the whole plan.
+        round: how often failed rows of the run were told to run again.
     """
 
     part: pa.Schema
@@ -40,6 +43,7 @@ class Imprint:
     signature: str
     worker: str
     versions: Mapping[str, str]
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class _Place:
     shard: OpenShard
     journal: Journal
     started_at: str
+    is_replaced: bool
 
 
 class Shelf:
@@ -54,13 +59,23 @@ class Shelf:
 
     Args:
         shards: those to do, in order.
+        again: what rows have ended as that run again, of a shard that has a part; its other rows are kept, and the part
+            is replaced when all is there.
     """
 
-    def __init__(self, run: RunDirectory, shards: Sequence[Shard], reader: Reader, imprint: Imprint) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        shards: Sequence[Shard],
+        reader: Reader,
+        imprint: Imprint,
+        again: Collection[str] = (),
+    ) -> None:
         self._run = run
         self._shards = shards
         self._reader = reader
         self._imprint = imprint
+        self._again = again
         self._open: dict[int, _Place] = {}
         self._writer = Writer()
         self.num_resumed = 0
@@ -71,8 +86,9 @@ class Shelf:
             place, done = self._take(shard)
             carried: list[Row] = []
             for row in self._reader.rows(shard):
-                carried.append(row)
-                if len(carried) == _ROWS_PER_BATCH or row.key.position == shard.num_rows - 1:
+                if not place.is_replaced:
+                    carried.append(row)
+                if len(carried) == _ROWS_PER_BATCH or (carried and row.key.position == shard.num_rows - 1):
                     place.shard.carry(self._carry(carried))
                     carried = []
                 if row.key.position not in done:
@@ -146,20 +162,41 @@ class Shelf:
         final = self._run.part(place.shard.shard.index, self._imprint.num_shards)
         temporary = self._run.temporary(final.name)
         parts.write_part(temporary, place.shard.table(), self._footer(place))
-        # If another worker was first, its part is as whole as this one.
-        self._run.publish(temporary, final)
+        if place.is_replaced:
+            self._run.replace(temporary, final)
+        else:
+            # If another worker was first, its part is as whole as this one.
+            self._run.publish(temporary, final)
         place.journal.remove()
 
     def _take(self, shard: Shard) -> tuple[_Place, frozenset[int]]:
         """Opens a shard with what its journal holds; the positions of its rows that have ended."""
         completion = self._imprint.completion
         journal = Journal(self._run.journal(shard.index), parts.journal_schema(completion), self._imprint.fingerprint)
-        place = _Place(OpenShard(shard, self._imprint.part, completion), journal, _now())
+        part = self._run.part(shard.index, self._imprint.num_shards)
+        is_replaced = bool(self._again) and part.exists()
+        place = _Place(OpenShard(shard, self._imprint.part, completion), journal, _now(), is_replaced)
+        kept = self._keep(place.shard, part) if is_replaced else []
         saved = [ended for batch in journal.read() for ended in parts.from_batch(batch, shard.index)]
         place.shard.restore(saved)
         self.num_resumed += len(saved)
         self._open[shard.index] = place
-        return place, frozenset(ended.key.position for ended in saved)
+        return place, frozenset(ended.key.position for ended in (*kept, *saved))
+
+    def _keep(self, opened: OpenShard, part: Path) -> list[Completion]:
+        """Takes from a part what its rows carry, and what those ended as that do not run again."""
+        table = parts.read_part(part)
+        if table.num_rows != opened.shard.num_rows or table.schema.names != self._imprint.part.names:
+            raise StorageError(
+                f"{part}: holds other rows or columns than were planned; put back the one that was there"
+            )
+        carried, ended = parts.divide(table, self._imprint.completion)
+        for batch in carried.to_batches(_ROWS_PER_BATCH):
+            opened.carry(batch)
+        completions = (each for batch in ended for each in parts.from_batch(batch, opened.shard.index))
+        kept = [each for each in completions if each.status not in self._again]
+        opened.restore(kept)
+        return kept
 
     def _carry(self, rows: list[Row]) -> pa.RecordBatch:
         ids = pa.array([row.id for row in rows], pa.string())
@@ -177,6 +214,7 @@ class Shelf:
             committed_at=_now(),
             worker=self._imprint.worker,
             versions=self._imprint.versions,
+            round=self._imprint.round,
         )
 
 

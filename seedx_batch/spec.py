@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -23,8 +24,8 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from seedx_batch import plain_yaml
 from seedx_batch.errors import Fault, SpecError
 
 RESULT_SECTIONS = ("input", "prompt", "model", "decoding", "output")
@@ -44,6 +45,28 @@ _MODEL_KEYS = {
 """Keys of vLLM's EngineArgs that decide results, and what a job calls them in its section `model`."""
 
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def _is_name(value: Any) -> Any:
+    text = str(value)
+    if not text or text != text.strip() or _CONTROL.search(text):
+        raise ValueError("must be a name: not empty, without control characters, and without blanks around it")
+    return value
+
+
+def _is_path(value: Any) -> Any:
+    if not str(value) or "\0" in str(value):
+        raise ValueError("must be a path: not empty, and without NUL")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_is_name)]
+"""Of a column of the output."""
+PathText = Annotated[str, AfterValidator(_is_path)]
+FilePath = Annotated[Path, AfterValidator(_is_path)]
+
+
 class Section(BaseModel):
     """A part of a job: frozen, and a key that it does not have is a fault."""
 
@@ -59,12 +82,12 @@ class Column(Section):
 class InputSpec(Section):
     """Where the rows come from."""
 
-    path: str | list[str] = Field(description="A file, a glob or a folder, or a list of them.")
+    path: PathText | list[PathText] = Field(description="A file, a glob or a folder, or a list of them.")
     format: Literal["auto", "parquet", "jsonl", "csv", "tsv"] = Field("auto", description="auto: by the file's name.")
     id: str | None = Field(
         None, description="Column that names a row; default: `id` if there is one, else file and row number."
     )
-    columns: list[str] | dict[str, str] | None = Field(
+    columns: list[str] | dict[Name, str] | None = Field(
         None,
         description="Columns to carry to the output: a list, or {output name: input name}; default: all.",
     )
@@ -81,7 +104,7 @@ class Example(Section):
 class PromptSpec(Section):
     """How a row becomes a prompt."""
 
-    preset: str = Field(description="seed-x, few-shot, chat, raw, ... or the path of a preset file of your own.")
+    preset: PathText = Field(description="seed-x, few-shot, chat, raw, ... or the path of a preset file of your own.")
     text: str | None = Field(None, description="Column that holds the text; default: the preset's.")
     source_lang: str | Column | None = Field(None, description="Language code, or {column: name}.")
     target_lang: str | Column | None = Field(None, description="Language code, or {column: name}.")
@@ -96,16 +119,18 @@ class PromptSpec(Section):
     system: str | None = Field(None, description="chat: system text, a jinja template over the row's columns.")
     user: str | None = Field(None, description="chat: user text, a jinja template over the row's columns.")
     template: str | None = Field(None, description="raw: the whole prompt, a jinja template over the row's columns.")
-    chat_template: Path | None = Field(None, description="A jinja file that replaces the model's own chat template.")
+    chat_template: FilePath | None = Field(
+        None, description="A jinja file that replaces the model's own chat template."
+    )
 
 
 class ModelSpec(Section):
     """Which model, and how its weights are read."""
 
-    name: str = Field(
+    name: PathText = Field(
         description="A hub name, a folder, `package:NAME`, or `simulated` for a rehearsal without a model."
     )
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     revision: str | None = None
     tokenizer_revision: str | None = None
     dtype: str = "auto"
@@ -254,7 +279,7 @@ class OutputSpec(Section):
     """What the parts look like."""
 
     rows_per_shard: int = Field(5000, ge=1, le=10_000_000)
-    column: str | None = Field(None, description="Name of the text column; default: the preset's.")
+    column: Name | None = Field(None, description="Name of the text column; default: the preset's.")
 
 
 class EngineSpec(BaseModel):
@@ -281,6 +306,9 @@ class ExecutorSpec(Section):
     max_engine_restarts: int = Field(
         12, ge=0, description="Starts after deaths of the engine, at most, without one more row at its end."
     )
+    max_error_rate: float | None = Field(
+        0.05, ge=0, le=1, description="Stop when a larger share of the rows fails, of 200 or more; null: never."
+    )
 
 
 def _method_of(value: object) -> str:
@@ -296,8 +324,8 @@ Decoding = Annotated[
 class JobSpec(Section):
     """A job: rows in, prompts, a model, decoding, parts out."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    run_dir: Path | None = Field(None, description="Default: runs/NAME.")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    run_dir: FilePath | None = Field(None, description="Default: runs/NAME.")
     input: InputSpec
     prompt: PromptSpec
     model: ModelSpec
@@ -356,7 +384,7 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> JobSpec:
     Raises:
         SpecError: with every fault that was found.
     """
-    tree = _read_yaml(text, where)
+    tree = plain_yaml.read(text, where)
     if not isinstance(tree, dict):
         raise SpecError(Fault(where, "holds no mapping", "see jobs/quickstart.yaml for the form"))
     for override in overrides:
@@ -383,26 +411,18 @@ def schema() -> dict[str, Any]:
     return tree
 
 
-def _read_yaml(text: str, where: str) -> Any:
-    # YAML 1.2: `no` is Norwegian here, not false; and a key given twice is a fault.
-    reader = YAML(typ="safe", pure=True)
-    try:
-        return reader.load(text)
-    except YAMLError as error:
-        raise SpecError(Fault(where, "is no valid YAML: " + " ".join(str(error).split()))) from error
-
-
 def _apply(override: str, tree: dict[str, Any]) -> None:
     name, equals, text = override.partition("=")
+    where = f"--set {name}"  # the value may be a secret
     if not equals or not re.fullmatch(r"[A-Za-z_][\w]*(\.[\w-]+)*", name):
-        raise SpecError(Fault(f"--set {override}", "is not of the form section.key=value"))
+        raise SpecError(Fault(where, "is not of the form section.key=value"))
     *sections, key = name.split(".")
     for section in sections:
         branch = tree.setdefault(section, {})
         if not isinstance(branch, dict):
-            raise SpecError(Fault(f"--set {override}", f"'{section}' is no section"))
+            raise SpecError(Fault(where, f"'{section}' is no section"))
         tree = branch
-    tree[key] = _read_yaml(text, f"--set {override}")
+    tree[key] = plain_yaml.read(text, where, key)
 
 
 def _engine_arguments() -> dict[str, list[str]]:

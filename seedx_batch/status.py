@@ -24,7 +24,7 @@ _PHASES = {
     "checkpoint": "running",
     "stopping": "stopping",
     "stopped": "stopped",
-    "finished": "finished",
+    "finished": "stopped",  # if there is more to do since then: rows were added, or failed ones are to run again
     "failed": "failed",
     "died": "starting again",
     "restarting": "starting again",
@@ -68,7 +68,7 @@ class Status:
     """Where a run is.
 
     Args:
-        num_done: rows in parts and journals.
+        num_done: rows in parts and journals, without those that are to run again.
         num_output_tokens: what engines have generated for finished rows, over all launches.
         num_restarts: starts of workers after deaths of their engines, over all launches.
         num_in_flight: requests in the engine at the last checkpoint.
@@ -210,14 +210,18 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
     """The status without the statistics of parts and without workers: cheap enough for every second."""
     # Journals before parts: a shard that is published in between is counted as a part only.
     journaled = {index: count_rows(run.journal(index)) for index in run.journaled()}
-    committed = run.committed()
+    committed = run.visible(plan.earlier).keys()
     num_done = sum(shard.num_rows for shard in plan.shards if shard.index in committed)
     num_done += sum(count for index, count in journaled.items() if index not in committed)
+    # A committed shard has a journal as long as failed rows of it run again.
+    shards = plan.retry.shards if plan.retry else {}
+    again = {index: shards[index] for index in committed & shards.keys() & journaled.keys()}
+    num_done -= sum(count - journaled[index] for index, count in again.items())
     last = ledger.read_last(run.ledger(0)) or {}
     totals = ledger.totals(run.ledgers)
     event = last.get("event", "")
-    failure = (str(last["message"]), int(last["exit_code"])) if event == "failed" else None
-    phase = "finished" if len(committed) == len(plan.shards) else _PHASES.get(event, "planned")
+    failure = (str(last.get("message", "")), int(ledger.number(last, "exit_code", 70))) if event == "failed" else None
+    phase = "finished" if len(committed) == len(plan.shards) and not again else _PHASES.get(event, "planned")
     is_held = run.is_held()
     if is_held is False and phase in _AT_WORK:
         phase = _GONE
@@ -228,7 +232,7 @@ def glance(run: RunDirectory, plan: Plan) -> Status:
         num_shards=len(plan.shards),
         num_committed=len(committed),
         phase=phase,
-        num_in_flight=int(last.get("num_in_flight", 0)) if event == "checkpoint" and phase == "running" else 0,
+        num_in_flight=int(ledger.number(last, "num_in_flight")) if event == "checkpoint" and phase == "running" else 0,
         num_errors=int(totals.get("num_errors", 0)),
         num_output_tokens=int(totals.get("num_output_tokens", 0)),
         busy_s=float(totals.get("busy_s", 0)),

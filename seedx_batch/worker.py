@@ -3,27 +3,28 @@
 Must never know other workers, or who started it.
 """
 
-import ctypes
 import gc
+import json
 import logging
 import os
 import signal
 import sys
 import time
 import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from seedx_batch import __version__, hardware, identity, models, platforms, suspects
+from seedx_batch import __version__, hardware, identity, models, platforms, retry, signals, suspects
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
-from seedx_batch.errors import EngineDied, SeedxBatchError, Stopped
+from seedx_batch.error_rate import ErrorRate
+from seedx_batch.errors import EngineDied, InputError, SeedxBatchError, Stopped, StorageError, TooManyErrors
 from seedx_batch.flight import Flight
 from seedx_batch.intake import Intake
-from seedx_batch.ledger import Ledger
-from seedx_batch.loop import Loop
+from seedx_batch.ledger import Ledger, rows_since
+from seedx_batch.loop import Counters, Loop
 from seedx_batch.models import Model
 from seedx_batch.plan import Plan, completion_schema, expected_output_tokens, part_schema
 from seedx_batch.prompts import Prompts
@@ -31,46 +32,60 @@ from seedx_batch.rundir import RunDirectory
 from seedx_batch.shelf import Imprint, Shelf
 from seedx_batch.sources import Reader
 from seedx_batch.spec import JobSpec, SampleDecoding, parse
+from seedx_batch.telling import masked
 from seedx_batch.twins import Twins
 
 _log = logging.getLogger(__name__)
 
-PARENT = "SEEDX_BATCH_PARENT"
-"""Environment variable by which a worker knows the process that it must not outlive."""
-
 POISON, STALL = "SEEDX_BATCH_SIMULATED_POISON", "SEEDX_BATCH_SIMULATED_STALL"
 """Environment variables by which a rehearsal is told of a text that kills the simulated engine, or silences it."""
+LAST_WORDS = "SEEDX_BATCH_LAST_WORDS"
+"""Environment variable with the descriptor of the pipe into which a worker says what ended it."""
 
 _WINDOWS = 2
 """Sequences in the engine at once, in units of max_num_seqs: with as many waiting as run none is free, even where a
 whole batch ends in one step and the engine, in a process of its own, does not wait for the next rows."""
 _OBJECTS_PER_COLLECTION = 20_000  # rows leave no cycles to speak of; Python's default looks every hundred rows
-_PR_SET_PDEATHSIG = 1
+_MOST_WORDS = 4000  # characters: all of it goes into a pipe that nobody may be reading yet
 _LEAVING_S = 5.0  # of the grace: for the last checkpoint and the engine's end
 
 
 class StopSignals:
-    """SIGTERM, SIGUSR2, SIGHUP and SIGINT ask for an early end; a second one asks for it at once."""
+    """SIGTERM, SIGUSR2, SIGHUP and SIGINT ask for an early end; a second one asks for it at once.
+
+    Those that were sent before, and that the launch has kept from a process not ready for them, count from here.
+    """
 
     def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
         self._drain_s = max(grace_s - _LEAVING_S, grace_s / 2)
-        self._times: list[float] = []
+        self._asked_at: float | None = None
+        self._at_once = False
+        self._is_child = signals.PARENT in os.environ
         self.loading = True
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
+        for number in (*signals.heard(), signals.HURRY):
             signal.signal(number, self._note)
-        # A parent passes the terminal's Ctrl-C on as SIGTERM; taking it twice would count as the second one.
-        signal.signal(signal.SIGINT, signal.SIG_IGN if PARENT in os.environ else self._note)
+        if self._is_child:  # a terminal's Ctrl-C is for the parent, which passes it on
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._times.append(time.monotonic())
+        if self._asked_at is not None:
+            # What reaches the whole process group comes a second time, from the parent.
+            self._at_once = self._at_once or number == signals.HURRY or not self._is_child
+            return
+        self._asked_at = time.monotonic()
+        self._at_once = number == signals.HURRY
+        # An engine that hangs must not keep this process, should nobody be left to kill it.
+        signal.setitimer(signal.ITIMER_REAL, self._grace_s)
         if self.loading:
             raise Stopped("stopped while the engine was loading")
 
     def seconds_left(self) -> float | None:
         """Seconds that rows in flight still have; None while nobody asked to stop."""
-        if not self._times:
+        if self._asked_at is None:
             return None
-        return 0.0 if len(self._times) > 1 else self._drain_s - (time.monotonic() - self._times[0])
+        return 0.0 if self._at_once else self._drain_s - (time.monotonic() - self._asked_at)
 
 
 def work(path: Path, rank: int, world_size: int) -> int:
@@ -79,29 +94,39 @@ def work(path: Path, rank: int, world_size: int) -> int:
     Returns:
         The exit code; what went wrong is in the ledger and the log.
     """
-    _end_with_parent()
+    signals.end_with_parent(signal.SIGTERM)
     _log.setLevel(logging.INFO)
     run = RunDirectory(path)
     ledger = Ledger(run.ledger(rank))
     try:
         spec = parse(run.read_text(run.job), str(run.job))
         finished = _work(run, spec, rank, world_size, ledger)
+        ledger.write("finished" if finished else "stopped")
     except SeedxBatchError as error:
-        traceback.print_exc()
+        _tell(error, ledger)
+        return error.exit_code
+    return 0 if finished else Stopped.exit_code
+
+
+def _tell(error: SeedxBatchError, ledger: Ledger) -> None:
+    """Says what ended the worker: in its log, its ledger, and a pipe, as the disk of those may be full."""
+    with suppress(OSError):
+        print(masked(traceback.format_exc()), file=sys.stderr)
+    with suppress(StorageError):
         if isinstance(error, Stopped):
             ledger.write("stopped")
         elif isinstance(error, EngineDied):
             ledger.write("died", message=str(error), exit_code=error.exit_code)
         else:
             ledger.write("failed", message=str(error), exit_code=error.exit_code)
-        return error.exit_code
-    ledger.write("finished" if finished else "stopped")
-    return 0 if finished else Stopped.exit_code
+    if LAST_WORDS in os.environ:
+        with suppress(OSError):  # whoever started this worker is gone
+            os.write(int(os.environ[LAST_WORDS]), json.dumps([str(error)[:_MOST_WORDS], error.exit_code]).encode())
 
 
 def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: Ledger) -> bool:
     plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
-    shards = plan.todo(run.committed())[rank::world_size]
+    shards = plan.todo(run.committed() - retry.pending(run, plan))[rank::world_size]
     model = models.resolve(spec.model, fetch=True)
     settings = None if model.is_simulated else _settings(spec, model, expected_output_tokens(plan, spec))
     stop = StopSignals(spec.executor.grace_s)
@@ -125,10 +150,12 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
             signature=identity.signature(spec.name, spec.results(), model.identity, plan.fingerprint, versions),
             worker=f"rank-{rank:05d}",
             versions=versions,
+            round=plan.retry.round if plan.retry else 0,
         )
+        again = plan.retry.statuses if plan.retry else ()
         with (
             Reader(plan.files, plan.id_column) as reader,
-            closing(Shelf(run, shards, reader, imprint)) as shelf,
+            closing(Shelf(run, shards, reader, imprint, again)) as shelf,
             closing(Flight(run.flight(rank))) as flight,
         ):
             ahead = Ahead(
@@ -137,7 +164,10 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
                 num_rows_ahead(engine.max_num_seqs),
                 suspects.load(run.suspects(rank)),
             )
-            return _loop(spec, ahead, engine, shelf, flight, ledger, stop)
+            # Rows that failed before may well fail again, and have been counted.
+            most = None if plan.retry else spec.executor.max_error_rate
+            errors = ErrorRate(most, *rows_since(ledger.path, TooManyErrors.exit_code))
+            return _loop(spec, ahead, engine, shelf, flight, errors, ledger, stop)
     finally:
         engine.close()
 
@@ -171,8 +201,23 @@ def _engine(spec: JobSpec, settings: platforms.EngineSettings | None, prompts: P
 
 
 def _loop(
-    spec: JobSpec, ahead: Ahead, engine: Engine, shelf: Shelf, flight: Flight, ledger: Ledger, stop: StopSignals
+    spec: JobSpec,
+    ahead: Ahead,
+    engine: Engine,
+    shelf: Shelf,
+    flight: Flight,
+    errors: ErrorRate,
+    ledger: Ledger,
+    stop: StopSignals,
 ) -> bool:
+    untold: list[StorageError] = []
+
+    def tell(counters: Counters) -> None:
+        try:
+            ledger.write("checkpoint", **asdict(counters), num_resumed=shelf.num_resumed)
+        except StorageError as error:
+            untold.append(error)  # rows are worth more than what is told of them: those that have ended are saved first
+
     loop = Loop(
         ahead=ahead,
         engine=engine,
@@ -182,15 +227,19 @@ def _loop(
         window=(_WINDOWS if isinstance(spec.decoding, SampleDecoding) else 1) * engine.max_num_seqs,
         twins=Twins() if spec.decoding.merges else None,
         checkpoint_s=spec.executor.checkpoint_s,
-        stopping=stop.seconds_left,
-        on_checkpoint=lambda counters: ledger.write("checkpoint", **asdict(counters), num_resumed=shelf.num_resumed),
+        stopping=lambda: 0.0 if untold else stop.seconds_left(),
+        on_checkpoint=tell,
+        errors=errors,
     )
     try:
-        return loop.run()
-    except EngineDied:
+        finished = loop.run()
+    except (EngineDied, InputError):
         loop.checkpoint()
         shelf.wait()
         raise
+    if untold:
+        raise untold[0]
+    return finished
 
 
 def _spare_collections() -> None:
@@ -198,13 +247,3 @@ def _spare_collections() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS_PER_COLLECTION, 20, 20)
-
-
-def _end_with_parent() -> None:
-    """Asks the kernel for a SIGTERM when the parent that started this worker is gone."""
-    parent = os.environ.get(PARENT)
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):
-        raise Stopped("the process that started this worker is gone")

@@ -2,20 +2,25 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seedx_batch import ledger
+from seedx_batch import launch, ledger, signals, worker
 from seedx_batch.cli import main
+from seedx_batch.rundir import RunDirectory
+from seedx_batch.spec import JobSpec
+from seedx_batch.status import Status
 
 REPOSITORY = Path(__file__).parent.parent
 LEDGER = "run/.state/ledger/rank-00000.jsonl"
@@ -63,7 +68,7 @@ def seedx_batch(*arguments: str | Path, **options: Any) -> subprocess.CompletedP
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     """Calls the command line within this process, which is quicker: its exit code, output and messages."""
-    before = sys.argv
+    before, handlers = sys.argv, {number: signal.getsignal(number) for number in signals.STOP}
     sys.argv = ["seedx-batch", *map(str, arguments)]
     try:
         main()
@@ -71,8 +76,48 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
         code = ended.code
     finally:
         sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     printed = capsys.readouterr()
     return int(code or 0), printed.out, printed.err
+
+
+class Silent:
+    """A view that shows nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def show(self, status: Status) -> None:
+        """Nothing."""
+
+
+def run_here(job: Path | JobSpec) -> launch.Outcome:
+    """The command `run` within this process, its worker too, which is quicker and can be watched at every call.
+
+    Raises:
+        SeedxBatchError: what the command line would tell.
+    """
+
+    def watch(directory: RunDirectory, *_: object) -> tuple[int, tuple[str, int] | None, bool]:
+        hear, say = os.pipe()
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals() if number < 32}
+        try:
+            with mock.patch.dict(os.environ, {worker.LAST_WORDS: str(say)}):
+                code = worker.work(directory.path, 0, 1)
+            os.write(say, b" ")
+            words = os.read(hear, 1 << 16).strip()
+            return code, tuple(json.loads(words)) if words else None, False  # type: ignore[return-value]
+        finally:
+            os.close(hear)
+            os.close(say)
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+
+    with mock.patch.object(launch, "_watch", watch), mock.patch.object(worker, "_spare_collections"):
+        spec = launch.load(job, (), None) if isinstance(job, Path) else job
+        return launch.run(spec, fresh=False, progress=Silent())
 
 
 def environment(values: Mapping[str, str]) -> dict[str, str]:
@@ -80,10 +125,10 @@ def environment(values: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **values}
 
 
-def start(job: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(job: Path, *options: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """The command line as a process group of its own, as a shell or a scheduler starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "seedx_batch", "run", str(job)],
+        [sys.executable, "-m", "seedx_batch", "run", str(job), *options],
         env=environment(env or {}),
         stderr=subprocess.PIPE,
         text=True,
@@ -109,6 +154,15 @@ def has_ended(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Goes on once this holds; fails the test where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited for {seconds} s in vain")
+        time.sleep(0.02)
 
 
 def parts_of(run: Path) -> pa.Table:

@@ -9,7 +9,21 @@ PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
     {"errors", "records", "languages", "telling", "hardware"},
-    {"stats", "spec", "prompts", "identity", "durable", "occupancy", "writer", "suspects", "memory"},
+    {
+        "stats",
+        "spec",
+        "prompts",
+        "identity",
+        "durable",
+        "seal",
+        "occupancy",
+        "writer",
+        "suspects",
+        "memory",
+        "signals",
+        "error_rate",
+        "plain_yaml",
+    },
     {
         "sources",
         "rundir",
@@ -24,16 +38,16 @@ FLOORS = [
         "decoding",
     },
     {"plan", "shelf", "twins", "intake", "ahead"},
-    {"loop", "footers"},
+    {"loop", "retry", "footers"},
     {"worker"},
-    {"executors", "status", "card", "supervision"},
+    {"executors", "status", "card", "supervision", "validate"},
     {"report"},
     {"launch", "progress", "screen"},
     {"preview"},
     {"cli"},
     {"__main__"},
 ]
-SIDEWAYS = {("models", "packaged"), ("prompts", "spec")}
+SIDEWAYS = {("models", "packaged"), ("prompts", "spec"), ("prompts", "plain_yaml"), ("spec", "plain_yaml")}
 """Imports within a floor that are allowed, importer first."""
 
 HOMES = {
@@ -43,7 +57,7 @@ HOMES = {
     "click": {"cli"},
     "tqdm": {"progress"},
     "pygal": {"report"},
-    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf"},
+    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate", "retry"},
     "subprocess": {"executors", "launch", "packaged", "engine"},
 }
 
@@ -93,3 +107,18 @@ def test_heavy_imports_have_homes(path: Path) -> None:
 def test_no_assert_outside_tests(path: Path) -> None:
     """Checks of the program are errors with a message, not asserts."""
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+UNSAFE = {"eval", "exec", "pickle", "cPickle", "marshal", "shelve", "dill", "joblib"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_runs_what_it_reads(path: Path) -> None:
+    """No module evaluates texts, unpickles, or starts a shell."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not {name.split(".")[0] for name in imports_of(path)} & UNSAFE
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in UNSAFE | {"compile", "os.system", "os.popen", "np.load", "numpy.load", "torch.load"}
+            assert not any(keyword.arg in ("shell", "allow_pickle") for keyword in node.keywords)

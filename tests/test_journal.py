@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seedx_batch.errors import StorageError
-from seedx_batch.journal import Journal, count_rows
+from seedx_batch.journal import Gap, Journal, count_rows, examine
 
 SCHEMA = pa.schema([pa.field("n", pa.int32())])
 
@@ -55,14 +55,14 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
-def check_damaged(path: Path, num_whole: int) -> None:
+def check_damaged(path: Path, whole: list[pa.RecordBatch]) -> None:
     """A damaged journal gives its whole batches, counts them, and takes another one."""
-    assert Journal(path, SCHEMA, "job").read() == BATCHES[:num_whole]
-    assert count_rows(path) == sum(batch.num_rows for batch in BATCHES[:num_whole])
+    assert Journal(path, SCHEMA, "job").read() == whole
+    assert count_rows(path) == sum(batch.num_rows for batch in whole)
     again = Journal(path, SCHEMA, "job")
     again.append(batch_of(9))
     again.close()
-    assert Journal(path, SCHEMA, "job").read() == [*BATCHES[:num_whole], batch_of(9)]
+    assert examine(path) == ([*whole, batch_of(9)], [])
 
 
 @pytest.mark.usefixtures("unsynced")
@@ -70,26 +70,41 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
     """Cut at any length, a journal gives and counts exactly the whole batches, and goes on behind them."""
     path = tmp_path / "shard.journal"
     lengths = fill(path)
-    whole = path.read_bytes()
-    for cut in range(len(whole)):
-        path.write_bytes(whole[:cut])
-        assert count_rows(path) == sum(
-            batch.num_rows for batch, length in zip(BATCHES, lengths, strict=True) if length <= cut
-        )
+    text = path.read_bytes()
+    for cut in range(len(text)):
+        path.write_bytes(text[:cut])
+        whole = [batch for batch, length in zip(BATCHES, lengths, strict=True) if length <= cut]
+        assert count_rows(path) == sum(batch.num_rows for batch in whole)
+        torn = [] if cut in (0, *lengths) else [Gap(max(0, *(n for n in lengths if n < cut), 0), cut, is_torn=True)]
+        assert examine(path) == (whole, torn)
         assert path.stat().st_size == cut
-        check_damaged(path, sum(length <= cut for length in lengths))
+        check_damaged(path, whole)
 
 
 @pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
 def test_flip_every_byte(tmp_path: Path, flip: int) -> None:
-    """With any byte changed, a journal gives exactly the batches before it, and goes on behind them."""
+    """With any byte changed, a journal gives exactly the batches beside it, tells where, and that no crash did it."""
     path = tmp_path / "shard.journal"
     lengths = fill(path)
-    whole = path.read_bytes()
-    for position in range(len(whole)):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :])
-        check_damaged(path, sum(length <= position for length in lengths))
+    text = path.read_bytes()
+    for position in range(len(text)):
+        path.write_bytes(text[:position] + bytes([text[position] ^ flip]) + text[position + 1 :])
+        damaged = sum(length <= position for length in lengths)
+        gap = Gap([0, *lengths][damaged], lengths[damaged], is_torn=False)
+        whole = BATCHES[:damaged] + BATCHES[damaged + 1 :]
+        assert examine(path) == (whole, [gap])
+        check_damaged(path, whole)
+
+
+@pytest.mark.usefixtures("unsynced")
+def test_a_hole_in_the_middle(tmp_path: Path) -> None:
+    """A later write counts also where a crash has lost an earlier one, whose bytes then are zeros."""
+    path = tmp_path / "shard.journal"
+    lengths = fill(path)
+    text = path.read_bytes()
+    path.write_bytes(text[: lengths[0]] + bytes(lengths[1] - lengths[0]) + text[lengths[1] :])
+    check_damaged(path, [BATCHES[0], BATCHES[2]])
 
 
 @pytest.mark.usefixtures("unsynced")
@@ -195,10 +210,35 @@ def test_sync_waits_for_the_disk_once(tmp_path: Path, monkeypatch: pytest.Monkey
     journal.append(BATCHES[0])
     journal.append(BATCHES[1])
     assert synced == [str(tmp_path)]
-    assert Journal(journal.path, SCHEMA, "job").read() == BATCHES[:2]
+    assert examine(journal.path)[0] == BATCHES[:2]
     journal.sync()
     journal.sync()
     assert synced == [str(tmp_path), str(journal.path)]
+    journal.close()
+
+
+def test_what_another_process_left_is_written_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading an earlier process's journal puts it on disk in a new file: its own sync may have failed unseen."""
+    path = tmp_path / "shard.journal"
+    fill(path)
+    synced: list[str] = []
+    before = path.stat().st_ino
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    assert Journal(path, SCHEMA, "job").read() == BATCHES
+    assert synced == [str(path.with_suffix(".new")), str(tmp_path)]
+    assert path.stat().st_ino != before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_removed_journal_is_noticed(tmp_path: Path) -> None:
+    """A journal whose file is taken away while it is written to fails at its next sync."""
+    journal = Journal(tmp_path / "shard.journal", SCHEMA, "job")
+    journal.append(batch_of(1))
+    journal.path.unlink()
+    with pytest.raises(
+        StorageError, match=r"shard\.journal: No such file .* was moved or removed while the run went on"
+    ):
+        journal.sync()
     journal.close()
 
 

@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from seedx_batch import ledger, parts
-from tests.jobs import LEDGER, has_ended, parts_of, seedx_batch, start, wait_for_rows, write_job, write_rows
+from tests.jobs import LEDGER, ask, has_ended, parts_of, seedx_batch, start, wait_for_rows, write_job, write_rows
 
 pytestmark = pytest.mark.process
 TEXTS = [f"第{number}句话，" * (number % 5 + 1) for number in range(57)]
@@ -105,19 +106,43 @@ def test_a_changed_result_is_refused_with_a_diff(job: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (lambda path: write_rows(path, [*TEXTS, "more"]), "rows.jsonl: was"),
-        (lambda path: write_rows(path, [*TEXTS[:-1], "x" * len(TEXTS[-1])]), "rows.jsonl: "),
-        (lambda path: path.unlink(), "rows.jsonl"),
+        (lambda path: write_rows(path, [*TEXTS, "more"]), "rows were appended"),
+        (lambda path: write_rows(path, [*TEXTS[:-1], "x" * 9]), "rows were changed, the first among rows 50 to 56"),
+        (lambda path: path.rename(path.with_name("other.jsonl")), "rows.jsonl: is gone"),
     ],
-    ids=["appended", "changed", "removed"],
+    ids=["appended", "changed", "renamed"],
 )
-def test_an_edited_input_is_refused(job: Path, edit: object, told: str) -> None:
-    """Rows that are not the ones that were planned are refused, and told which file changed."""
+def test_an_edited_input_is_refused(
+    tmp_path: Path, edit: Callable[[Path], object], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that are not the ones that were planned are refused with 78, and told which file changed, how and where."""
+    job = write_job(tmp_path, write_rows(tmp_path / "rows.jsonl", TEXTS))
     assert seedx_batch("run", job).returncode == 0
-    edit(job.parent / "rows.jsonl")  # type: ignore[operator]
-    refused = seedx_batch("run", job)
-    assert refused.returncode in (66, 78)
-    assert told in refused.stderr
+    edit(tmp_path / "rows.jsonl")
+    code, _, message = ask(capsys, "run", job)
+    assert code == 78
+    assert told in message
+    assert "take the change back" in message
+
+
+def test_an_input_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    """A worker that meets other rows than were counted ends with 66, what has finished is kept, and no row is mixed."""
+    job = slow_job(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    before = rows.read_bytes()
+    process = start(job)
+    wait_for_rows(job, 300)
+    rows.write_bytes(before.replace(b'"source": "24', b'"source": "42'))
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 66, message
+    assert "put it back as it was and run the same command again" in message
+    assert seedx_batch("run", job).returncode == 78
+    rows.write_bytes(before)
+    done = json.loads(seedx_batch("status", tmp_path / "run", "--json").stdout)["num_done"]
+    assert done >= 300
+    assert seedx_batch("run", job).returncode == 0
+    assert ledger.read(job.parent / LEDGER)[-2]["num_rows"] == 25_000 - done
+    assert parts_of(tmp_path / "run")["source"].to_pylist() == [f"{number} {number * 7919}" for number in range(25_000)]
 
 
 def test_fresh_wants_an_empty_folder(job: Path) -> None:
@@ -235,9 +260,9 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     process.communicate()
 
 
-def test_progress_without_a_terminal(job: Path) -> None:
+def test_progress_without_a_terminal(tmp_path: Path) -> None:
     """Where the output is no terminal, progress is plain lines without carriage returns."""
-    done = seedx_batch("run", job)
+    done = seedx_batch("run", slow_job(tmp_path))
     assert "\r" not in done.stderr
     assert "small: " in done.stderr
 

@@ -165,3 +165,12 @@ def test_read_since_gives_one_line_more(tmp_path: Path) -> None:
     assert ledger.read_since(path, 1500) == lines[499:]
     assert ledger.read_since(path, 0) == lines
     assert ledger.read_since(tmp_path / "none", 0) == []
+
+
+def test_a_line_tells_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an error quotes of a URL's credentials or of the environment is masked before it is written."""
+    monkeypatch.setenv("HF_TOKEN", "a-canary-of-the-environment")
+    written = Ledger(tmp_path / "rank-00000.jsonl")
+    written.write("failed", message="https://user:canary@host refused a-canary-of-the-environment", exit_code=69)
+    assert ledger.read(written.path)[0]["message"] == "https://***@host refused ***"
+    assert b"canary" not in written.path.read_bytes()

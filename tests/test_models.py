@@ -76,3 +76,12 @@ def test_a_rehearsal_has_no_model() -> None:
     model = models.resolve(ModelSpec(name="simulated"), fetch=True)
     assert model.is_simulated
     assert model.identity == {"simulated": True}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000, "\xff"])
+def test_a_config_that_is_none(text: str, tmp_path: Path) -> None:
+    """A config.json that holds no object is the model's fault, told with its folder."""
+    folder = make_model(tmp_path / "m")
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ModelUnavailable, match=r"the config\.json in '.*m' "):
+        models.resolve(ModelSpec(name=str(folder)), fetch=True)

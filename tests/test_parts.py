@@ -249,7 +249,7 @@ def test_a_part_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_part_is_synced_before_it_can_be_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole file is synced, once; a sync that fails is told."""
+    """The whole file is synced, once; a sync that fails is told, and the file, which would take up space, removed."""
     path = tmp_path / "part.parquet"
     synced: list[int] = []
 
@@ -261,6 +261,9 @@ def test_a_part_is_synced_before_it_can_be_published(tmp_path: Path, monkeypatch
     shard = full_shard(10)
     with pytest.raises(StorageError, match=r"part\.parquet: Input/output error"):
         parts.write_part(path, shard.table(), footer_of(shard))
+    monkeypatch.undo()
+    assert not path.exists()
+    parts.write_part(path, shard.table(), footer_of(shard))
     assert synced == [path.stat().st_size]
 
 

@@ -268,7 +268,7 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
         ("[de, tlh", "[zh-CN, tlh", "languages: unknown language 'zh-CN', did you mean 'zh'?"),
         ("[de, tlh", "[xyzzy, tlh", "languages: unknown language 'xyzzy', say what it is called: names: {xyzzy:"),
         ("tlh: {name: Klingon}", "tlh: {tag: t}", "names: tlh: name: is missing"),
-        ("tlh: {name: Klingon}", "5: {tag: t}", "names: 5: must be a text: put it in quotes"),
+        ("tlh: {name: Klingon}", "5: {tag: t}", "names.5: must be a text: put it in quotes"),
         ("[de, tlh", "[5, tlh", "languages: must be a list of texts"),
         ('["###", "END"]', '"###"', "stop: must be a list of texts"),
         ('["###", "END"]', '[""]', "stop: must be a list of texts"),

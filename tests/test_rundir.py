@@ -65,7 +65,7 @@ def test_create_makes_every_folder_once_or_twice(run: RunDirectory) -> None:
 def test_a_path_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     """A run directory below a file is refused with the reason and a remedy."""
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"data: Not a directory; .*choose another run_dir") as caught:
+    with pytest.raises(StorageError, match=r"journal: Not a directory; .*choose another run_dir") as caught:
         RunDirectory(tmp_path / "file" / "run").create()
     assert caught.value.exit_code == 74
 
@@ -229,12 +229,12 @@ def test_publish_tells_other_failures(run: RunDirectory) -> None:
 def test_sweep_removes_only_what_is_of_no_use(run: RunDirectory) -> None:
     """Temporary files and journals of committed shards go; journals of open shards, parts and ledgers stay."""
     temporary(run, "torn")
-    for path in (run.part(1, 3), run.journal(1), run.journal(2), run.ledger(0)):
+    for path in (run.part(1, 3), run.journal(1), run.journal(2), run.journal(2).with_suffix(".new"), run.ledger(0)):
         path.touch()
     assert run.journaled() == {1, 2}
     run.sweep()
     assert leftovers(run) == []
-    assert run.journaled() == {2}
+    assert [path.name for path in run.journals.iterdir()] == ["shard-00002.journal"]
     assert run.committed() == {1}
     assert run.ledger(0).exists()
 

@@ -1,6 +1,12 @@
 """Whole runs on real vLLM with tiny random models in Seed-X's shape: what only a real engine can show."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +14,18 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from seedx_batch import ledger
-from tests.jobs import LEDGER, parts_of, seedx_batch, start, wait_for_rows, write_job, write_rows
+from tests.jobs import (
+    LEDGER,
+    environment,
+    has_ended,
+    parts_of,
+    seedx_batch,
+    start,
+    wait_for_rows,
+    wait_until,
+    write_job,
+    write_rows,
+)
 from tests.tiny_models import tiny_seed_x
 
 pytestmark = pytest.mark.engine
@@ -99,7 +116,7 @@ def test_the_engine_process_is_killed(tmp_path: Path, model: Path) -> None:
         engine={"max_num_seqs": 2},
         executor={"checkpoint_s": 0.1},
     )
-    process = start(path, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    process = start(path, env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
     wait_for_rows(path, 4)
     engine_of(tmp_path / "a").kill()
     told = process.communicate(timeout=300)[1]
@@ -123,3 +140,39 @@ def test_a_row_that_kills_the_engine(tmp_path: Path, model: Path) -> None:
     killed = [row["id"] for row in table if (row["error"] or "").startswith("engine_killed: ")]
     assert killed == ["r7"]
     assert [row["status"] == "error" for row in table] == [row["id"] in ("r7", "r24") for row in table]
+
+
+@pytest.mark.parametrize("killed", ["worker", "launch"])
+def test_no_engine_outlives_its_run(tmp_path: Path, model: Path, killed: str) -> None:
+    """kill -9 of the worker and the launch, or of the launch alone, ends every process of vLLM's within seconds."""
+    path = job(
+        tmp_path / "a",
+        model,
+        decoding={"max_tokens": 900, "ignore_eos": True},
+        engine={"max_num_seqs": 2},
+        executor={"grace_s": 4},
+    )
+    told = tmp_path / "a/run/.state/ledger/rank-00000.jsonl"
+    launch = subprocess.Popen(
+        [sys.executable, "-m", "seedx_batch", "run", str(path)],
+        env=environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: launch.poll() is not None or "loaded" in {line["event"] for line in ledger.read(told)}, 400)
+        (worker,) = psutil.Process(launch.pid).children()
+        below = worker.children(recursive=True)
+        names = {process.name() for process in below}
+        assert any("EngineCor" in name for name in names), names
+        assert any("Worker" in name for name in names), names
+        launch.kill()
+        if killed == "worker":
+            worker.kill()
+        launch.wait()
+        began = time.monotonic()
+        wait_until(lambda: all(has_ended(process.pid) for process in (worker, *below)), 60)
+        print(f"all have ended after {time.monotonic() - began:.1f} s")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launch.pid, signal.SIGKILL)
+        launch.wait()

@@ -1,14 +1,17 @@
-"""The processes that vLLM starts: deaf to stop signals, watched, and ended without a trace.
+"""The processes that vLLM starts: deaf to stop signals, watched, mortal, and ended without a trace.
 
 Must never know requests or rows.
 """
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -16,7 +19,10 @@ from typing import Any, TypeVar
 import psutil  # type: ignore[import-untyped]
 from vllm.v1.engine.exceptions import EngineDeadError
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+from seedx_batch import signals
+
+_SIGNALS = {*signals.STOP, signals.HURRY}
+_SPAWNED = "seedx_batch.engine.spawned"
 _POLL_S = 0.25
 _WORKERS_END_S = 3.0
 _LEAVING_S = 5.0
@@ -29,17 +35,22 @@ def in_deaf_thread(build: Callable[[], Built]) -> Built:
 
     A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group, and vLLM's processes would drop the
     rows in flight. The thread that waits here goes on to hear them, so that loading, a matter of minutes, can be
-    stopped.
+    stopped. The other one stays: the processes that it has started end with it, which is with this process.
     """
     built: list[Built] = []
     failed: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            built.append(build())
+            with _mortal():
+                built.append(build())
         except BaseException as error:  # raised again by the thread that waits
             failed.append(error)
+        done.set()
+        if built:
+            threading.Event().wait()
 
     # Started later, it would unblock SIGINT and SIGTERM in the thread that starts it.
     resource_tracker.ensure_running()
@@ -47,7 +58,7 @@ def in_deaf_thread(build: Callable[[], Built]) -> Built:
     thread = threading.Thread(target=run, name="build-engine", daemon=True)
     thread.start()
     try:
-        thread.join()
+        done.wait()
         if failed:
             raise failed[0]
         return built[0]
@@ -57,9 +68,29 @@ def in_deaf_thread(build: Callable[[], Built]) -> Built:
         while True:
             for process in set(multiprocessing.active_children()) - before:
                 _kill(process)
-            if not thread.is_alive() or time.monotonic() > deadline:
+            if done.is_set() or time.monotonic() > deadline:
                 raise
-            thread.join(_POLL_S)
+            done.wait(_POLL_S)
+
+
+@contextlib.contextmanager
+def _mortal() -> Iterator[None]:
+    """Processes that are spawned inside end with the thread that does it.
+
+    They import their parent's main module first, and here are told that it is another one.
+    """
+    main = sys.modules["__main__"]
+    spec, parent = main.__spec__, os.environ.get(signals.PARENT)
+    main.__spec__ = find_spec(_SPAWNED)
+    os.environ[signals.PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if parent is None:
+            del os.environ[signals.PARENT]
+        else:
+            os.environ[signals.PARENT] = parent
 
 
 def watch(core: Any, closing: threading.Event) -> None:

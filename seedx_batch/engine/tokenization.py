@@ -6,11 +6,12 @@ Works with any tokenizer that speaks as transformers' do; it must never know vLL
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 
 from seedx_batch.errors import Fault, RowRejected, SpecError
 from seedx_batch.records import Message, Prompt
 
+_MAX_REASON = 500
 _CONTEXT = 6  # tokens of a prompt that are decoded again together with what follows it
 
 
@@ -101,8 +102,9 @@ class Tokenization:
         except TemplateSyntaxError as error:
             what = f"the chat template is no valid jinja: {error.message} (line {error.lineno})"
             raise SpecError(Fault("prompt.chat_template", what)) from error
-        except (TemplateError, TypeError, ValueError) as error:
-            raise RowRejected("chat_template", f"the chat template refuses the messages: {error}") from error
+        except Exception as error:  # a template is its author's program: it may raise anything, and it is about one row
+            reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+            raise RowRejected("chat_template", f"the chat template refuses the messages: {reason}") from error
         return text
 
 

@@ -9,10 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from seedx_batch import languages
+from seedx_batch import languages, plain_yaml
 from seedx_batch.errors import Fault, SpecError
 from seedx_batch.prompts.naming import Naming, Namings
 from seedx_batch.prompts.sections import Section, closest
@@ -127,10 +124,7 @@ def parse(text: str, where: str, default_name: str) -> Preset:
     Raises:
         SpecError: with every fault that was found.
     """
-    try:
-        tree = YAML(typ="safe", pure=True).load(text)  # YAML 1.2: `no` is Norwegian here, not false
-    except YAMLError as error:
-        raise SpecError(Fault(where, "is no valid YAML: " + " ".join(str(error).split()))) from error
+    tree = plain_yaml.read(text, where)
     faults: list[Fault] = []
     preset = _read(Section(tree, where, faults, _KEYS), default_name)
     if faults:

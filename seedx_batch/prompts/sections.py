@@ -31,9 +31,7 @@ class Section:
             faults.append(Fault(where, "must be a mapping"))
             return
         for key, value in tree.items():
-            if not isinstance(key, str):
-                self.fault(str(key), "must be a text: put it in quotes")
-            elif keys is not None and key not in keys:
+            if keys is not None and key not in keys:
                 self.fault(key, "no such key", closest(key, keys))
             else:
                 self.tree[key] = value

@@ -6,20 +6,15 @@ Must never know what the texts are for: no presets, no languages, no job.
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateRuntimeError, TemplateSyntaxError, meta, nodes
+from jinja2 import TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from seedx_batch.errors import Fault, RowRejected
+from seedx_batch.prompts.sandbox import Sandbox
 
 _MAX_REASON = 200
-
-
-def _refuse_null(value: object) -> object:
-    if value is None:
-        raise TemplateRuntimeError("it writes a null value; give it a default, as in {{ column or '' }}")
-    return value
 
 
 class _Generation(Extension):
@@ -33,9 +28,7 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
-)
+_ENVIRONMENT = Sandbox()
 _CHAT_ENVIRONMENT = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
 )
@@ -55,6 +48,7 @@ class Template:
     __slots__ = ("_compiled", "_tree", "_where", "needs", "text")
 
     def __init__(self, text: str, where: str) -> None:
+        _ENVIRONMENT.begin()
         tree = _ENVIRONMENT.parse(text)
         if any(True for _ in meta.find_referenced_templates(tree)):
             raise TemplateSyntaxError("it reads another template, which cannot be done here", 1)
@@ -71,11 +65,11 @@ class Template:
         Raises:
             RowRejected: the template cannot be rendered with these values.
         """
+        _ENVIRONMENT.begin()
         try:
             return self._compiled.render(values)
         except Exception as error:  # a template is its author's program: it may raise anything, and it is about one row
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise RowRejected("template", f"{self._where}: {reason[:_MAX_REASON]}") from error
+            raise RowRejected("template", f"{self._where}: {_reason(error)}") from error
 
     def only_writes(self, name: str) -> bool:
         """Whether a variable is written as it is wherever it occurs, so that nothing else depends on it."""
@@ -99,8 +93,8 @@ def compile_template(text: str, where: str, faults: list[Fault]) -> Template | N
     """The compiled text, or None and a fault more."""
     try:
         return Template(text, where)
-    except TemplateSyntaxError as error:
-        faults.append(syntax_fault(where, error))
+    except Exception as error:  # what a compiler says of nesting or of numbers is Python's, not jinja's
+        faults.append(_fault(where, error))
         return None
 
 
@@ -108,11 +102,17 @@ def check_chat_template(text: str, where: str) -> Fault | None:
     """What is wrong with the syntax of a model's chat template."""
     try:
         _CHAT_ENVIRONMENT.compile(text)
-    except TemplateSyntaxError as error:
-        return syntax_fault(where, error)
+    except Exception as error:  # as above
+        return _fault(where, error)
     return None
 
 
-def syntax_fault(where: str, error: TemplateSyntaxError) -> Fault:
-    """A syntax error with the line of the template that it is in."""
-    return Fault(where, f"is no valid jinja: line {error.lineno}: {error.message}")
+def _fault(where: str, error: Exception) -> Fault:
+    """What is wrong with a template, with the line that it is in if that is known."""
+    if isinstance(error, TemplateSyntaxError):
+        return Fault(where, f"is no valid jinja: line {error.lineno}: {error.message}")
+    return Fault(where, f"is no valid jinja: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:_MAX_REASON]

@@ -34,6 +34,7 @@ class InputFile:
         num_rows: those of its rows that the job takes.
         digest: BLAKE2b-128 in hex: of a text file's bytes as they lie on disk (followed by `/N` where only its first
             N bytes were needed), of a parquet file's footer and size.
+        lines: of a text file the sum of its lines' CRC-32, whatever their order; 0 for parquet.
     """
 
     path: str
@@ -42,6 +43,7 @@ class InputFile:
     num_bytes: int
     mtime_ns: int
     digest: str
+    lines: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name."""
@@ -73,6 +75,8 @@ def find(spec: InputSpec) -> list[Path]:
     by_format: dict[str, Path] = {}
     for path in paths:
         by_format.setdefault(format_of(path, spec.format), path)
+        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+            raise InputError(f"input.path: {str(path)!a}: its name is no UTF-8, which parts could not tell; rename it")
         if not os.access(path, os.R_OK):
             raise InputError(f"input.path: {path}: there is no right to read it; change its permissions")
     if len(by_format) > 1:

@@ -88,7 +88,7 @@ class TableFile:
         try:
             # Buffered reads and no pre-buffering: a row group is streamed, not loaded.
             self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise InputError(f"{path}: is no whole parquet file ({error}); make it anew") from error
         metadata = self._file.metadata
         self.num_rows: int = metadata.num_rows

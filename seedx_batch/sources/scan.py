@@ -3,9 +3,9 @@
 Must never know prompts, or what is done with the shards.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice, takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,10 +17,11 @@ from seedx_batch.sources.files import InputFile, Tap, format_of, parquet_digest
 from seedx_batch.sources.ids import IdCounter
 from seedx_batch.sources.parquet import TableFile
 from seedx_batch.sources.reader import Reader, as_id, id_text
-from seedx_batch.sources.text import TextFile
+from seedx_batch.sources.text import TextFile, Trail
 from seedx_batch.spec import InputSpec
 
 _ROWS_PER_CALL = 10_000
+_BYTES_PER_CALL = 1 << 20
 _SHOWN_OF_ID = 60
 _ALIKE = "make the files alike, or give each a job of its own"
 
@@ -47,7 +48,11 @@ class Scan:
 
 
 def scan(
-    paths: Sequence[Path], spec: InputSpec, rows_per_shard: int, on_rows: Callable[[int], None] | None = None
+    paths: Sequence[Path],
+    spec: InputSpec,
+    rows_per_shard: int,
+    on_rows: Callable[[int], None] | None = None,
+    known: Sequence[Shard] = (),
 ) -> Scan:
     """Counts the rows, cuts them into shards that lie in one file each, and finds columns and ids, in bounded memory.
 
@@ -56,12 +61,13 @@ def scan(
     Args:
         paths: from `find`.
         on_rows: told how many rows have been counted, now and then.
+        known: shards of an earlier scan; files are cut where these end, and only behind the last one anew.
 
     Raises:
         InputError: a file is broken, files do not fit one another, or there is no row that can be read.
         SpecError: the job names columns that the input does not have.
     """
-    scanner = _Scanner(spec, rows_per_shard, on_rows or _ignore)
+    scanner = _Scanner(spec, rows_per_shard, on_rows or _ignore, known)
     for path in paths:
         if scanner.is_full:
             break
@@ -79,10 +85,15 @@ def _ignore(num_rows: int) -> None:
 class _Scanner:
     """What is known of the input so far."""
 
-    def __init__(self, spec: InputSpec, rows_per_shard: int, on_rows: Callable[[int], None]) -> None:
+    def __init__(
+        self, spec: InputSpec, rows_per_shard: int, on_rows: Callable[[int], None], known: Sequence[Shard]
+    ) -> None:
         self._spec = spec
         self._rows_per_shard = rows_per_shard
         self._on_rows = on_rows
+        self._known_ends: dict[str, list[int]] = {}
+        for shard in known:
+            self._known_ends.setdefault(shard.path, []).append(shard.start_row + shard.num_rows)
         self._files: list[InputFile] = []
         self._shards: list[Shard] = []
         self._num_rows = 0
@@ -130,19 +141,29 @@ class _Scanner:
                         if num_seen >= num_rows:
                             break
         known = InputFile(str(path), "parquet", num_rows, status.st_size, status.st_mtime_ns, parquet_digest(path))
-        self._cut(known, [0] * -(-num_rows // self._rows_per_shard))
+        whole = takewhile(lambda end: end < num_rows, self._ends(path))
+        self._cut(known, ((end, 0, 0, "") for end in (*whole, *([num_rows] if num_rows else ()))))
 
     def _take_text(self, path: Path, format: str) -> None:
-        starts: list[int] = []
+        pieces: list[tuple[int, int, int, str]] = []
         ids: list[str] = []
         num_rows = 0
         column = self._spec.id or "id"
-        with Tap(path) as tap, TextFile(path, format, tap) as file:
+        trail = Trail()
+        ends = self._ends(path)
+        start_byte, end, reached = 0, -1, 0
+        with Tap(path) as tap, TextFile(path, format, tap, trail) as file:
             if file.columns is not None:
                 self._fit(path, dict.fromkeys(file.columns, STRING))
-            for start, fields, error in islice(file.records(), self._left):
-                if num_rows % self._rows_per_shard == 0:
-                    starts.append(start)
+            records = file.records()
+            for start, fields, error in islice(records, self._left):
+                if start >= reached:
+                    trail.reach(start)
+                    reached = start + _BYTES_PER_CALL
+                if num_rows == end:
+                    pieces.append((end, start_byte, *trail.cut(start)))
+                if num_rows in (0, end):
+                    start_byte, end = start, next(ends)
                 if error is not None:
                     self._num_unreadable += 1
                     self._first_unreadable = self._first_unreadable or f"row {num_rows:,} of {path}: {error}"
@@ -158,16 +179,31 @@ class _Scanner:
                     ids.clear()
                     self._on_rows(self._num_rows + num_rows)
             self._ids.add(ids)
-            known = InputFile(str(path), format, num_rows, tap.status.st_size, tap.status.st_mtime_ns, tap.digest())
-        self._cut(known, starts)
+            if num_rows:
+                # The last record that a job takes ends where the next one begins.
+                behind = None if num_rows != self._left else next(records, None)
+                pieces.append((num_rows, start_byte, *trail.cut(None if behind is None else behind[0])))
+            status = tap.status
+            known = InputFile(
+                str(path), format, num_rows, status.st_size, status.st_mtime_ns, tap.digest(), trail.lines
+            )
+        self._cut(known, pieces)
 
-    def _cut(self, file: InputFile, starts: list[int]) -> None:
+    def _ends(self, path: Path) -> Iterator[int]:
+        """The rows before which a file is to be cut: where it was, and then after every so many."""
+        known = self._known_ends.get(str(path), [])
+        yield from known
+        yield from count((known[-1] if known else 0) + self._rows_per_shard, self._rows_per_shard)
+
+    def _cut(self, file: InputFile, pieces: Iterable[tuple[int, int, int, str]]) -> None:
+        """Takes a file, cut into pieces: each one's end, in rows, its first byte, its length and its digest."""
         self._files.append(file)
         self._num_rows += file.num_rows
-        for number, start_byte in enumerate(starts):
-            start_row = number * self._rows_per_shard
-            num_rows = min(self._rows_per_shard, file.num_rows - start_row)
-            self._shards.append(Shard(len(self._shards), file.path, start_row, num_rows, start_byte))
+        start_row = 0
+        for end, start_byte, num_bytes, digest in pieces:
+            num_rows = end - start_row
+            self._shards.append(Shard(len(self._shards), file.path, start_row, num_rows, start_byte, num_bytes, digest))
+            start_row = end
 
     def _fit(self, path: Path, columns: Mapping[str, ColumnType]) -> None:
         """Takes a file's columns, which must be those of the files before; a column of nulls fits any type."""

@@ -5,10 +5,12 @@ Must never know shards, ids, or which records a job takes.
 
 import codecs
 import csv
+import hashlib
 import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -31,8 +33,68 @@ _MAX_NESTING = 400
 _BLOCK = 1 << 17
 """Bytes that are read at a time: few enough to stay in the processor's cache until they are parsed."""
 
+_DIGEST_CHARS = 16
+_BLANKS = b" \t\r\n"
+"""JSON's, which are fewer than Python's."""
+
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Trail(io.RawIOBase):
+    """A text as it passes, cut into pieces that are hashed; where a piece ends may be told a little later."""
+
+    def __init__(self) -> None:
+        self._file: Any = None
+        self._kept = bytearray()
+        self._reached = 0
+        self._hash = hashlib.sha256()  # quicker than others where processors have instructions for it
+        self._num_bytes = 0
+        self._line_ends = b""
+        self.lines = 0
+        """The sum of the CRC-32 of all lines so far."""
+
+    def over(self, file: Any) -> Self:
+        """This trail, along a file."""
+        self._file = file
+        return self
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer's beginning; the number of bytes, 0 at the end."""
+        num_bytes: int = self._file.readinto(buffer) or 0
+        self._kept += memoryview(buffer)[:num_bytes]
+        return num_bytes
+
+    def reach(self, offset: int) -> None:
+        """Hashes the lines before `offset`; those behind it are kept in memory until they are reached."""
+        num_bytes = offset - self._reached
+        text = self._line_ends + bytes(self._kept[:num_bytes])
+        del self._kept[:num_bytes]
+        self._reached = offset
+        whole = text.rstrip(b"\r\n")
+        # The last ones of a piece do not count, as whoever adds rows to a file may have to add the one before them too.
+        self._line_ends = text[len(whole) :]
+        self._hash.update(whole)
+        self._num_bytes += len(whole)
+        if b"\r" in whole:
+            whole = whole.replace(b"\r\n", b"\n")
+        self.lines += sum(map(zlib.crc32, whole.split(b"\n")))
+
+    def cut(self, offset: int | None) -> tuple[int, str]:
+        """Ends a piece at the line that begins at `offset`, or with all that has passed; its length and its digest."""
+        self.reach(self._reached + len(self._kept) if offset is None else offset)
+        piece = self._num_bytes, self._hash.hexdigest()[:_DIGEST_CHARS]
+        self._hash, self._num_bytes, self._line_ends = hashlib.sha256(), 0, b""
+        return piece
+
+
+def digest_of(piece: bytes) -> str:
+    """The digest by which a `Trail` knows a piece, given without its last line ends."""
+    return hashlib.sha256(piece).hexdigest()[:_DIGEST_CHARS]
 
 
 class _Unreadable(Exception):
@@ -45,13 +107,15 @@ class TextFile:
     Args:
         format: `jsonl`, `csv` or `tsv`.
         tap: hash the bytes as they are read; the file is then to be read once, from its beginning.
+        trail: likewise, of the decompressed text.
 
     Raises:
         InputError: it cannot be opened, or has no usable header.
     """
 
-    def __init__(self, path: Path, format: str, tap: Tap | None = None) -> None:
-        self._lines = _Lines(path, tap)
+    def __init__(self, path: Path, format: str, tap: Tap | None = None, trail: Trail | None = None) -> None:
+        self._lines = _Lines(path, tap, trail)
+        self._path = path
         self._format = format
         self.columns: tuple[str, ...] | None = None
         """The header of CSV and TSV; None for JSONL and for a file without any record."""
@@ -68,9 +132,25 @@ class TextFile:
         Raises:
             InputError: the file cannot be read any further.
         """
+        return self._records(self._lines)
+
+    def piece(self, offset: int, num_bytes: int) -> bytes:
+        """The decompressed text from a place on; less than asked for at the end.
+
+        Raises:
+            InputError: the file cannot be read any further.
+        """
+        self._lines.seek(offset)
+        return self._lines.take(num_bytes)
+
+    def records_in(self, piece: bytes, offset: int) -> Iterator[Record]:
+        """The records of a text that begins with one, at `offset` of this file."""
+        return self._records(_Piece(self._path, piece, offset))
+
+    def _records(self, lines: "_Lines") -> Iterator[Record]:
         if self._format == "jsonl":
-            return _json_records(self._lines)
-        return _delimited_records(self._lines, _DELIMITERS[self._format], self.columns or ())
+            return _json_records(lines)
+        return _delimited_records(lines, _DELIMITERS[self._format], self.columns or ())
 
     def seek(self, row: int, byte: int) -> None:
         """Goes to the record that begins at `byte` of the decompressed text; there a new `records` begins."""
@@ -90,10 +170,11 @@ class TextFile:
 class _Lines:
     """The lines of a file; `offset` is the place of the next one in the decompressed text."""
 
-    def __init__(self, path: Path, tap: Tap | None) -> None:
+    def __init__(self, path: Path, tap: Tap | None, trail: Trail | None) -> None:
         self._path = path
         self._compression = compression_of(path)
         self._tap = tap
+        self._trail = trail
         self._open()
 
     def _open(self) -> None:
@@ -104,6 +185,8 @@ class _Lines:
             if self._compression is not None:
                 raw = pa.CompressedInputStream(pa.PythonFile(raw, "r"), self._compression)
                 self._closing.append(raw)
+            if self._trail is not None:
+                raw = self._trail.over(raw)
             self._stream = io.BufferedReader(raw, _BLOCK)
         except OSError as error:
             raise InputError(f"{self._path}: cannot be opened: {error.strerror}; make it readable") from error
@@ -145,6 +228,15 @@ class _Lines:
         self._stream.read(num_bytes)
         self.offset += num_bytes
 
+    def take(self, num_bytes: int) -> bytes:
+        """So many bytes from here on, or as many as there are."""
+        try:
+            text = self._stream.read(num_bytes)
+        except (OSError, pa.ArrowException) as error:
+            self._fail(error)
+        self.offset += len(text)
+        return text
+
     def seek(self, offset: int) -> None:
         """Goes to a place; a compressed file is read forward, from its beginning only to go back."""
         try:
@@ -179,6 +271,18 @@ class _Lines:
         raise InputError(f"{self._path}: {what} ({error}); make it anew") from error
 
 
+class _Piece(_Lines):
+    """The lines of a text in memory that is part of a file, from `offset` of it on."""
+
+    def __init__(self, path: Path, text: bytes, offset: int) -> None:
+        self._path = path
+        self._compression = None
+        self._closing = []
+        self.offset = offset
+        # A record that ends with its line must not look cut short.
+        self._stream = io.BufferedReader(io.BytesIO(text + b"\n"), _BLOCK)
+
+
 def _too_long(num_bytes: int) -> _Unreadable:
     return _Unreadable(f"line_too_long: {num_bytes:,} bytes, and {MAX_RECORD_BYTES:,} is the most that is read")
 
@@ -203,7 +307,7 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
                 text = line.decode()
                 value, end = _scan(text, 0)
             except (ValueError, StopIteration, RecursionError):
-                yield from _json_record(start, line)
+                yield from _json_record(start, line.removeprefix(codecs.BOM_UTF8) if start == 0 else line)
             else:
                 is_whole = end == len(text) or not text[end:].strip(" \t\r")
                 if is_whole and type(value) is dict and _is_plain(text):
@@ -216,7 +320,7 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
 
 def _json_record(start: int, line: bytes) -> Iterator[Record]:
     """What a line is that needs a closer look: a record, an error, or nothing."""
-    line = (line.removeprefix(codecs.BOM_UTF8) if start == 0 else line).strip()
+    line = line.strip(_BLANKS)
     if line:
         try:
             yield start, _parse_object(line), None

@@ -90,6 +90,25 @@ def test_messages_that_the_template_refuses_are_the_rows_fault(chat: Any) -> Non
     assert caught.value.kind == "chat_template"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ messages[0].content.nothing() }}",
+        "{{ messages[99].content }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ range(1000000000) | list }}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_whatever_a_template_raises_is_about_the_row(template: str, chat: Any) -> None:
+    """A chat template that divides by zero, recurses or wants Python's objects or files rejects the row, no more."""
+    with pytest.raises(RowRejected, match="the chat template refuses the messages: ") as caught:
+        Tokenization(chat, template, False, 64).encode(HELLO)
+    assert caught.value.kind == "chat_template"
+
+
 def test_too_long_is_told_in_tokens(seed_x: Any) -> None:
     """A prompt fits if it leaves room for one token; the message names both numbers."""
     tokenization = Tokenization(seed_x, None, False, 64)

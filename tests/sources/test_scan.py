@@ -17,6 +17,7 @@ from seedx_batch import sources
 from seedx_batch.errors import InputError, SpecError
 from seedx_batch.records import Shard
 from seedx_batch.sources import CarriedColumn, ids
+from seedx_batch.sources.text import digest_of
 from seedx_batch.spec import InputSpec
 
 
@@ -30,11 +31,17 @@ def test_shards(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", b'{"n":0}\n\n{"n":1}\r\n  \n{"n":2}\n')
     second = write_csv(tmp_path / "b.csv", [["n"], ["line\nline"], ["x"], ["y"]])
     found = scan(first, 2)
-    assert found.shards == (Shard(0, str(first), 0, 2, 0), Shard(1, str(first), 2, 1, 21))
+    assert found.shards == (
+        Shard(0, str(first), 0, 2, 0, 20, digest_of(b'{"n":0}\n\n{"n":1}\r\n  ')),
+        Shard(1, str(first), 2, 1, 21, 7, digest_of(b'{"n":2}')),
+    )
     assert found.files[0].num_rows == found.num_rows == 3
     assert found.files[0].format == "jsonl"
     found = scan(second, 2)
-    assert found.shards == (Shard(0, str(second), 0, 2, 3), Shard(1, str(second), 2, 1, 19))
+    assert found.shards == (
+        Shard(0, str(second), 0, 2, 3, 17, digest_of(b'n\r\n"line\nline"\r\nx')),
+        Shard(1, str(second), 2, 1, 19, 1, digest_of(b"y")),
+    )
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5, 6, 9, 100])

@@ -104,6 +104,9 @@ class Here:
         """Its exit code."""
         return self.code
 
+    def last_words(self) -> None:
+        """None that its ledger does not hold."""
+
 
 class Silent:
     """Shows nothing."""

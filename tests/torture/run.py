@@ -1,4 +1,4 @@
-"""Kills runs in hundreds of ways and counts what that costs: python tests/torture/run.py, or `make torture`.
+"""Kills and crashes runs in hundreds of ways and counts what that costs: python tests/torture/run.py, `make torture`.
 
 A line for every kill, a table at the end; ends with 1 where a row was lost, was there twice or was another, or where
 something is not on disk that a checkpoint had told of. With the same seed the same kills are tried; where exactly a
@@ -6,13 +6,15 @@ moment of the clock falls is the machine's.
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2])]
+REPOSITORY = Path(__file__).parents[2]
+sys.path[:0] = [str(REPOSITORY)]
 
 from tests.torture import kills, real  # noqa: E402
 from tests.torture.kills import End, Kill  # noqa: E402
@@ -56,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=20261125)
     parser.add_argument("--kills", type=int, default=500, help="Of launches with the simulated engine.")
+    parser.add_argument("--crashes", type=float, default=0.25, help="Share of the crashes that are gone on from.")
     parser.add_argument("--real-kills", type=int, default=20, help="Of runs on real vLLM, with a tiny model.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
@@ -63,8 +66,12 @@ def main() -> None:
             run("simulated engine", kills.torture(options.seed, options.kills, Path(folder) / "simulated")),
             run("real vLLM", real.torture(options.seed, options.real_kills, Path(folder) / "real")),
         ]
-    print(f"\nseed {options.seed}\n\n{table(tallies)}")
-    sys.exit(not all(tally.holds for tally in tallies))
+    print(f"\nseed {options.seed}\n\n{table(tallies)}\n", flush=True)
+    holds = all(tally.holds for tally in tallies)
+    if options.crashes:
+        arguments = ["--seed", str(options.seed), "--random", "5", "--share", str(options.crashes)]
+        holds &= not subprocess.call([sys.executable, "-m", "tests.crash.enumerate", *arguments], cwd=REPOSITORY)
+    sys.exit(not holds)
 
 
 def run(name: str, found: Iterable[Kill | End]) -> Tally:
