@@ -6,14 +6,16 @@ Takes no decision: it reads arguments, calls one function, and shows what that g
 import io
 import json
 import logging
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Literal, NoReturn
 
 import click
 
-from seedx_batch import __version__, signals
+from seedx_batch import __version__, screen, signals
 from seedx_batch.errors import SeedxBatchError, Stopped
 from seedx_batch.telling import shown
 
@@ -25,6 +27,7 @@ LIMIT = click.option(
 )
 JOB = click.argument("job", type=click.Path(path_type=Path))
 RUN = click.argument("run", type=click.Path(path_type=Path))
+WATCH_S = 2.0
 
 
 def main() -> NoReturn:
@@ -147,13 +150,46 @@ def doctor(
 
 @commands.command()
 @RUN
+@click.option("--watch", is_flag=True, help="Again every two seconds, until it ends.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(run: Path, as_json: bool) -> None:
+def status(run: Path, watch: bool, as_json: bool) -> None:
     """Show how far RUN is, also while it runs."""
     from seedx_batch import status as reading
 
-    found = reading.read(run)
-    _print(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else found.as_text())
+    reader, num_lines = reading.Reading(run), 0
+    while True:
+        seen = reader.status()
+        if as_json:
+            _print(json.dumps(seen.to_json(), ensure_ascii=False, indent=None if watch else 2))
+        elif watch and sys.stdout.isatty():
+            text, num_lines = screen.repaint(shown(seen.as_text()), num_lines, *shutil.get_terminal_size())
+            click.echo(text, nl=False)
+        else:
+            _print(seen.as_line() if watch and seen.is_running else seen.as_text())
+        if not (watch and seen.is_running):
+            return
+        sys.stdout.flush()
+        time.sleep(WATCH_S)
+
+
+@commands.command()
+@RUN
+@click.option("--watch", is_flag=True, help="Again every few seconds, until it ends.")
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="What a device costs an hour, in any currency.")
+@click.option("--language", type=click.Choice(["en", "zh"]), default="en", help="Shown first; the page has both.")
+def report(run: Path, watch: bool, price_per_hour: float | None, language: Literal["en", "zh"]) -> None:
+    """Write RUN/report.html: what ran, how fast, what failed, and sample rows; also while it runs."""
+    from seedx_batch import report as reporting
+    from seedx_batch.status import Reading
+
+    reader = Reading(run)
+    while True:
+        seen = reporting.write(reader, price=price_per_hour, language=language, live=watch)
+        if not (watch and seen.is_running):
+            break
+        _say(seen.as_line())
+        time.sleep(reporting.REFRESH_S)
+    _say(f"{reader.run.report}")
 
 
 @commands.command()

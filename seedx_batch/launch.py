@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from seedx_batch import card, memory, models, packaged, parts, plan, platforms, retry, seal, signals, status
+from seedx_batch import card, memory, models, packaged, parts, plan, platforms, report, retry, seal, signals, status
 from seedx_batch.errors import EngineError, Fault, ResumeRefused, SpecError, Stopped
 from seedx_batch.executors.local import LocalWorker
 from seedx_batch.models import Model
@@ -23,7 +23,7 @@ from seedx_batch.prompts import Prompts
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.spec import JobSpec
 from seedx_batch.spec import load as load_spec
-from seedx_batch.status import Status
+from seedx_batch.status import Reading, Status
 from seedx_batch.supervision import Supervision
 
 _POLL_S = 0.1
@@ -109,6 +109,7 @@ def run(spec: JobSpec, *, fresh: bool, progress: View, extend: bool = False, ret
         if not todo:
             # What is there may have been made when there were fewer parts, or was never finished.
             card.finalize(directory.path)
+            report.write(Reading(directory.path))
             return Outcome(f"nothing left to do: all {planned.num_rows:,} rows are done\n{_where(directory)}", 0)
         settings = None if model.is_simulated else _settings(spec, model, planned)
         for note in () if settings is None else settings.notes:
@@ -270,7 +271,8 @@ def _outcome(directory: RunDirectory, planned: Plan, code: int, failure: tuple[s
     seen = status.glance(directory, planned)
     if code == 0 and seen.phase == "finished":
         card.finalize(directory.path)
-        return Outcome(f"{status.read(directory.path).as_text()}\n{_where(directory)}", 0)
+        done = report.write(Reading(directory.path))
+        return Outcome(f"{done.as_text()}\n{_where(directory)}", 0)
     if code == Stopped.exit_code:
         left = seen.num_rows - seen.num_done
         return Outcome(f"stopped: {seen.num_done:,} rows are done, {left:,} are left; the same command goes on", code)
@@ -292,4 +294,6 @@ def _log_lines(path: Path) -> list[str]:
 
 
 def _where(directory: RunDirectory) -> str:
-    return f'result: {directory.path}\nload it: datasets.load_dataset("{directory.path}")'
+    return (
+        f'result: {directory.path}\nload it: datasets.load_dataset("{directory.path}")\nlook at it: {directory.report}'
+    )

@@ -8,7 +8,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,55 @@ def read_last(path: Path) -> dict[str, Any] | None:
         num_bytes *= 4
 
 
+def read_since(path: Path, t: float) -> list[dict[str, Any]]:
+    """The lines since a moment (Unix time) and the one before it, found from the file's end.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    num_bytes = 4 * _TAIL_NUM_BYTES
+    while True:
+        tail = _read(path, num_bytes)
+        lines = _parse(tail.split(b"\n"))
+        if len(tail) < num_bytes or (lines and _time(lines[0]) < t):
+            earlier = sum(_time(line) < t for line in lines)
+            return lines[max(0, earlier - 1) :]
+        num_bytes *= 4
+
+
+def thinned(path: Path, num_lines: int) -> Iterator[dict[str, Any]]:
+    """The lines in order, one at a time; of checkpoints only about so many, evenly spread, and the last of each start.
+
+    Counters grow, so that what is left out costs nothing but detail.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    skipped, skipped_head = b"", b""
+    position = next_at = 0
+    stride = (path.stat().st_size if path.exists() else 0) // num_lines
+    for line in _lines(path):
+        position += len(line)
+        head = _head(line)
+        if skipped and head != skipped_head:
+            yield from _parse([skipped])
+        is_checkpoint = head.endswith(b'"event": "checkpoint"')
+        if is_checkpoint and position < next_at:
+            skipped, skipped_head = line, head
+            continue
+        if is_checkpoint:
+            next_at = position + stride
+        skipped = b""
+        yield from _parse([line])
+    yield from _parse([skipped])
+
+
+def ranks(folder: Path) -> dict[int, Path]:
+    """The ledgers in a folder by their workers' rank."""
+    found = {path.stem.removeprefix("rank-"): path for path in folder.glob("rank-*.jsonl")}
+    return {int(rank): found[rank] for rank in sorted(found) if rank.isdecimal()}
+
+
 def totals(folder: Path) -> dict[str, float]:
     """The `COUNTERS` of all ranks and launches, added up; 0 for one that no line has.
 
@@ -107,16 +156,28 @@ def totals(folder: Path) -> dict[str, float]:
         StorageError: a ledger cannot be read.
     """
     sums: dict[str, float] = dict.fromkeys(COUNTERS, 0)
-    for path in sorted(folder.glob("rank-*.jsonl")):
-        last: dict[bytes, bytes] = {}
-        for line in _read(path).split(b"\n"):
-            # Parsing every line of a week's run would take a second, and a progress bar asks twice a second.
-            if line.endswith(b"}"):
-                last[line.partition(b', "t": ')[0]] = line
-        for values in _parse(last.values()):
-            if values["event"] in ("checkpoint", "loaded", "restarting"):
-                for name in COUNTERS:
-                    sums[name] += number(values, name)
+    for path in ranks(folder).values():
+        for name, value in totals_of(path).items():
+            sums[name] += value
+    return sums
+
+
+def totals_of(path: Path) -> dict[str, float]:
+    """The `COUNTERS` of one rank's launches, added up.
+
+    Raises:
+        StorageError: the ledger cannot be read.
+    """
+    sums: dict[str, float] = dict.fromkeys(COUNTERS, 0)
+    last: dict[bytes, bytes] = {}
+    for line in _lines(path):
+        # Parsing every line of a week's run would take a second, and a progress bar asks twice a second.
+        if line.endswith((b"}\n", b"}")):
+            last[_head(line)] = line
+    for values in _parse(last.values()):
+        if values["event"] in ("checkpoint", "loaded", "restarting"):
+            for name in COUNTERS:
+                sums[name] += number(values, name)
     return sums
 
 
@@ -151,6 +212,22 @@ def _open(path: Path) -> int:
     return fd
 
 
+def _lines(path: Path) -> Iterator[bytes]:
+    """The file's lines, one at a time; none if there is no file."""
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+
+
+def _head(line: bytes) -> bytes:
+    """What tells the start and the event of a line."""
+    return line.partition(b', "t": ')[0]
+
+
 def _read(path: Path, num_bytes: int | None = None) -> bytes:
     """The file's last so many bytes, or all of them; nothing if there is no file."""
     try:
@@ -162,6 +239,12 @@ def _read(path: Path, num_bytes: int | None = None) -> bytes:
         return b""
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
+
+
+def _time(line: dict[str, Any]) -> float:
+    """When a line was written; 0 for one without its time, which no program of ours has written."""
+    t = line.get("t")
+    return t if isinstance(t, int | float) else 0.0
 
 
 def _parse(lines: Iterable[bytes]) -> list[dict[str, Any]]:

@@ -5,12 +5,14 @@ Must never know how a completion came about, or where parts lie.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seedx_batch import seal
@@ -378,10 +380,55 @@ def read_part(path: Path) -> pa.Table:
     Raises:
         StorageError: the file is damaged or cannot be read.
     """
+    with _opened(path) as file:
+        return file.read().replace_schema_metadata(None)
+
+
+def rows_at(path: Path, positions: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Single rows of a part, of these columns, without what is around them; memory is that of `_ROWS_PER_BATCH` rows.
+
+    Args:
+        positions: in the part, ascending.
+
+    Raises:
+        StorageError: the file is damaged or cannot be read.
+    """
+    rows, first = [], 0
+    wanted = list(positions)
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            num_rows = file.metadata.row_group(group).num_rows
+            if wanted and wanted[0] < first + num_rows:
+                start = first
+                for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=list(columns)):
+                    while wanted and wanted[0] < start + batch.num_rows:
+                        rows += batch.slice(wanted.pop(0) - start, 1).to_pylist()
+                    start += batch.num_rows
+                    if not wanted or wanted[0] >= first + num_rows:
+                        break
+            first += num_rows
+    return rows
+
+
+def error_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a part that are errors, in order, of these columns and `error`; memory as for `rows_at`.
+
+    Raises:
+        StorageError: the file is damaged or cannot be read.
+    """
+    wanted = list(dict.fromkeys([*columns, "status", "error"]))
+    with _opened(path) as file:
+        for batch in file.iter_batches(_ROWS_PER_BATCH, columns=wanted):
+            yield from batch.filter(pc.equal(batch["status"], "error")).to_pylist()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A part, each page checked against its checksum; what goes wrong with it is told with a remedy."""
     try:
         # As one file: read_table would take a folder named `key=value` in the path for a column.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read().replace_schema_metadata(None)
+            yield file
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise StorageError(f"{path}: is damaged ({error}); {_REMEDY}") from error
 

@@ -196,6 +196,14 @@ class RunDirectory:
             remedy = "mount it with locks (Lustre: -o flock), or choose a run_dir on another file system"
             raise StorageError(f"{self._lock}: {error.strerror}; {remedy}") from error
 
+    def is_held(self) -> bool | None:
+        """Whether the process that took the lock last still lives; None where that cannot be told from here."""
+        try:
+            holder = json.loads(self._holder.read_bytes())
+            return None if str(holder["host"]) != socket.gethostname() else _is_alive(int(holder["pid"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def write_text(self, path: Path, text: str) -> None:
         """Writes a small file of the run directory in one atomic step, over an earlier one too.
 

@@ -345,14 +345,24 @@ class JobSpec(Section):
 
     def to_yaml(self) -> str:
         """The job as it was asked for, so that `parse` gives it back."""
-        text = StringIO()
-        writer = YAML(typ="safe", pure=True)
-        writer.default_flow_style = False
-        writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # told as None
-        writer.allow_unicode = True
-        writer.width = 120
-        writer.dump(self.model_dump(mode="json", exclude_unset=True, by_alias=True), text)
-        return text.getvalue()
+        return as_yaml(given(self))
+
+
+def given(job: JobSpec) -> dict[str, Any]:
+    """What a job was asked for, without defaults, as JSON values."""
+    return job.model_dump(mode="json", exclude_unset=True, by_alias=True)
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """JSON values as the text of a job."""
+    text = StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # told as None
+    writer.allow_unicode = True
+    writer.width = 120
+    writer.dump(tree, text)
+    return text.getvalue()
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> JobSpec:

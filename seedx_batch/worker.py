@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from seedx_batch import __version__, identity, models, platforms, retry, signals, suspects
+from seedx_batch import __version__, hardware, identity, models, platforms, retry, signals, suspects
 from seedx_batch.ahead import Ahead, num_rows_ahead
 from seedx_batch.engine import Engine
 from seedx_batch.error_rate import ErrorRate
@@ -130,7 +130,8 @@ def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: 
     model = models.resolve(spec.model, fetch=True)
     settings = None if model.is_simulated else _settings(spec, model, expected_output_tokens(plan, spec))
     stop = StopSignals(spec.executor.grace_s)
-    ledger.write("started", pid=os.getpid(), **({} if settings is None else asdict(settings)))
+    told = {} if settings is None else asdict(settings)
+    ledger.write("started", pid=os.getpid(), hardware=hardware.describe(), **told)
     prompts = Prompts.build(spec.prompt)
     began = time.monotonic()
     engine = _engine(spec, settings, prompts)

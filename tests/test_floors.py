@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "seedx_batch"
 
 FLOORS = [
-    {"errors", "records", "languages", "telling"},
+    {"errors", "records", "languages", "telling", "hardware"},
     {
         "stats",
         "spec",
@@ -38,10 +38,11 @@ FLOORS = [
         "decoding",
     },
     {"plan", "shelf", "twins", "intake", "ahead"},
-    {"loop", "retry"},
+    {"loop", "retry", "footers"},
     {"worker"},
     {"executors", "status", "card", "supervision", "validate", "doctor"},
-    {"launch", "progress"},
+    {"report"},
+    {"launch", "progress", "screen"},
     {"preview"},
     {"cli"},
     {"__main__"},
@@ -55,6 +56,7 @@ HOMES = {
     "transformers": {"engine", "packaged"},
     "click": {"cli"},
     "tqdm": {"progress"},
+    "pygal": {"report"},
     "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate", "retry"},
     "subprocess": {"executors", "launch", "packaged", "engine", "doctor"},
 }

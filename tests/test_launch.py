@@ -43,6 +43,7 @@ def test_a_run_from_an_empty_folder(job: Path) -> None:
     assert not list((run / ".state" / "journal").iterdir())
     assert not list((run / ".state" / "tmp").iterdir())
     assert 'datasets.load_dataset("' in done.stderr
+    assert "第4句话" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_datasets_opens_the_run(job: Path) -> None:
@@ -81,6 +82,7 @@ def test_a_second_run_has_nothing_to_do(job: Path) -> None:
     """The same command again says so, starts no worker and touches no part."""
     assert seedx_batch("run", job).returncode == 0
     run = job.parent / "run"
+    (run / "report.html").unlink()
     before = {path: path.stat().st_mtime_ns for path in (run / "data").iterdir()}
     launches = {line["launch"] for line in ledger.read(job.parent / LEDGER)}
     again = seedx_batch("run", job)
@@ -88,6 +90,7 @@ def test_a_second_run_has_nothing_to_do(job: Path) -> None:
     assert "nothing left to do" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in (run / "data").iterdir()} == before
     assert {line["launch"] for line in ledger.read(job.parent / LEDGER)} == launches
+    assert (run / "report.html").is_file()
 
 
 def test_a_changed_result_is_refused_with_a_diff(job: Path) -> None:

@@ -136,6 +136,37 @@ def test_one_write_for_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [json.loads(text)["event"] for text in writes] == ["note"]
 
 
+def test_thinned_keeps_every_event_and_each_starts_last_checkpoint(tmp_path: Path) -> None:
+    """Of many checkpoints few are left, but all else is, in order, and what each start had done in the end."""
+    path = tmp_path / "rank-00000.jsonl"
+    for _ in range(3):
+        book = Ledger(path)
+        book.write("started", pid=1)
+        for number in range(1, 501):
+            book.write("checkpoint", num_rows=number)
+        book.write("stopped")
+        book.close()
+    lines = list(ledger.thinned(path, 30))
+    assert lines == [line for line in ledger.read(path) if line in lines]
+    assert [line["event"] for line in lines if line["event"] != "checkpoint"] == ["started", "stopped"] * 3
+    before = [lines[place - 1] for place, line in enumerate(lines) if line["event"] == "stopped"]
+    assert [line["num_rows"] for line in before] == [500] * 3
+    assert 30 <= sum(line["event"] == "checkpoint" for line in lines) <= 40
+    assert list(ledger.thinned(path, 10_000)) == ledger.read(path)
+    assert list(ledger.thinned(tmp_path / "none", 9)) == []
+
+
+def test_read_since_gives_one_line_more(tmp_path: Path) -> None:
+    """The lines since a moment and the one before it come back, however long the ledger is."""
+    path = tmp_path / "rank-00000.jsonl"
+    lines = [{"launch": "a", "event": "checkpoint", "t": 1000.0 + number} for number in range(2000)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ledger.read_since(path, 2990) == lines[1989:]
+    assert ledger.read_since(path, 1500) == lines[499:]
+    assert ledger.read_since(path, 0) == lines
+    assert ledger.read_since(tmp_path / "none", 0) == []
+
+
 def test_a_line_tells_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an error quotes of a URL's credentials or of the environment is masked before it is written."""
     monkeypatch.setenv("HF_TOKEN", "a-canary-of-the-environment")
