@@ -16,8 +16,6 @@ from seedx_batch.doctor import host, machine, places
 from seedx_batch.doctor.machine import Machine
 from tests.doctor.machines import bare
 
-NOW = time.time()
-
 
 def with_package(root: Path, name: str, version: str) -> Machine:
     """A machine on which one package is installed."""
@@ -121,14 +119,14 @@ def test_clock(tmp_path: Path) -> None:
 def test_a_folder_that_can_be_written(tmp_path: Path) -> None:
     """A folder that is there, and one that would be made, are tried, and nothing is left behind."""
     for folder in (tmp_path, tmp_path / "a/b/c"):
-        assert places.examine("run_dir", folder, NOW)[0].state == "ok"
+        assert places.examine("run_dir", folder, time.time())[0].state == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     """A file in the way is told."""
     (tmp_path / "runs").write_text("")
-    (finding,) = places.examine("run_dir", tmp_path / "runs/x", NOW)
+    (finding,) = places.examine("run_dir", tmp_path / "runs/x", time.time())
     assert (finding.state, finding.found) == ("fault", f"{tmp_path / 'runs'} is no folder")
 
 
@@ -149,16 +147,16 @@ def test_a_file_system_that_cannot(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(getattr(places, module), name, refuse)
-    finding = places.examine("run_dir", tmp_path, NOW)[0]
+    finding = places.examine("run_dir", tmp_path, time.time())[0]
     assert (finding.state, told in finding.found) == ("fault", True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_hard_links_and_another_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server's clock that is off is a warning; without hard links the program does in two steps."""
-    assert places.examine("run_dir", tmp_path, NOW - 3600)[0].state == "warn"
+    assert places.examine("run_dir", tmp_path, time.time() - 3600)[0].state == "warn"
     monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(errno.EPERM, "no")))
-    assert places.examine("run_dir", tmp_path, NOW)[0].state == "note"
+    assert places.examine("run_dir", tmp_path, time.time())[0].state == "note"
 
 
 @pytest.mark.parametrize(("mebibytes", "state"), [(10, "fault"), (500, "warn"), (5000, "ok")])
@@ -166,7 +164,7 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, s
     """Little room is a warning, none a fault."""
     usage = SimpleNamespace(free=mebibytes << 20)
     monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage)
-    assert places.examine("cache", tmp_path, NOW)[1].state == state
+    assert places.examine("cache", tmp_path, time.time())[1].state == state
 
 
 def test_a_command_that_is_silent_is_left() -> None:
