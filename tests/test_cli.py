@@ -24,7 +24,9 @@ print("LOADED", *[name for name in {heavy!r} if name in sys.modules], file=sys.s
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["plan", "jobs/zh_en.yaml"], ["schema"], ["run", "--help"]], ids=" ".join
+    "arguments",
+    [["--help"], ["plan", "jobs/zh_en.yaml"], ["schema"], ["run", "--help"], ["parity", "compare", "--help"]],
+    ids=" ".join,
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """Help, schema and plan answer without torch, transformers, vLLM or datasets; that is what makes them quick."""
@@ -43,7 +45,7 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Pat
 def test_help_names_every_exit_code(capsys: Capture) -> None:
     """--help tells the exit codes that the error tree has."""
     told = ask(capsys, "--help")[1]
-    for code in ("0", "64", "66", "69", "74", "75", "78"):
+    for code in ("0", "64", "65", "66", "69", "74", "75", "78"):
         assert f"{code} " in told
 
 

@@ -26,7 +26,7 @@ FLOORS = [
     {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop"},
     {"worker"},
-    {"executors", "status", "card", "supervision"},
+    {"executors", "status", "card", "supervision", "parity"},
     {"launch", "progress"},
     {"preview"},
     {"cli"},
@@ -41,7 +41,7 @@ HOMES = {
     "transformers": {"engine", "packaged"},
     "click": {"cli"},
     "tqdm": {"progress"},
-    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf"},
+    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "parity"},
     "subprocess": {"executors", "launch", "packaged", "engine"},
 }
 
