@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from seedx_batch import __version__
+from seedx_batch import __version__, durable
 from seedx_batch.errors import SeedxBatchError
 
 OVERRIDES = click.option(
@@ -52,8 +52,8 @@ def _say(message: str) -> None:
 def commands() -> None:
     """Offline batch translation and generation with vLLM, where no row is lost.
 
-    Exit codes: 0 done, 64 usage, 65 engines not the same (parity), 66 input, 69 engine, 74 storage, 75 stopped early (the same command
-    goes on from there), 78 job or resume refused.
+    Exit codes: 0 done, 64 usage, 65 engines differ (parity), 66 input, 69 engine, 74 storage,
+    75 stopped early (the same command goes on from there), 78 job or resume refused.
     """
 
 
@@ -163,6 +163,12 @@ FLOOR = click.option(
 )
 
 
+def _writable(ctx: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    for path in paths:
+        durable.check_place(path)
+    return paths
+
+
 def judged(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every comparison may be told: thresholds, and where the result goes."""
     options = [
@@ -172,7 +178,12 @@ def judged(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--floor-factor", type=float, default=2.0, show_default=True, help="Times the noise floor."),
         click.option("--near-tie", type=float, help="Nats; default: 0.25, or 0.001 where both are float32."),
         click.option(
-            "-o", "outputs", multiple=True, type=click.Path(path_type=Path), help="Write FILE.json or FILE.md."
+            "-o",
+            "outputs",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            callback=_writable,
+            help="Write FILE.json or FILE.md.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ]

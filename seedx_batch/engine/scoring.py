@@ -5,6 +5,7 @@ input (see `score`), writes logits into files, and answers with JSON lines: `{"s
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from seedx_batch.engine.config_probe import standard_output_apart
 from seedx_batch.errors import EngineError, SeedxBatchError, SpecError
 
 _LOG_LINES = 15
+_PR_SET_PDEATHSIG = 1
 
 
 def score(asked: Mapping[str, Any], env: Mapping[str, str], say: Callable[[str], None]) -> dict[str, Any]:
@@ -83,6 +85,8 @@ def _listen(process: subprocess.Popen[str], asked: str, say: Callable[[str], Non
 
 def main() -> None:
     """Answer what is asked on standard input."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with whoever asks
     asked = json.load(sys.stdin)
     with standard_output_apart() as output:
 

@@ -63,7 +63,8 @@ def load(name: str, job_prompt: PromptSpec | None = None) -> PromptSet:
     renders them.
 
     Args:
-        job_prompt: the job's own section `prompt`: its preset takes the place of the set's.
+        job_prompt: the job's own section `prompt`: its preset takes the place of the set's, and its chat template that
+            of the model.
 
     Raises:
         InputError: there is no such set, or it is none.
@@ -78,7 +79,9 @@ def load(name: str, job_prompt: PromptSpec | None = None) -> PromptSet:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"prompts: '{name}' is no set ({', '.join(names())}) and no readable file: {error}") from error
     if path.suffix == ".jsonl":
-        return _read(path.stem, {"prompts": [_parse(line, name) for line in text.splitlines() if line.strip()]}, None)
+        return _read(
+            path.stem, {"prompts": [_parse(line, name) for line in text.splitlines() if line.strip()]}, job_prompt
+        )
     return _read(path.stem, _parse(text, name), job_prompt)
 
 
@@ -97,7 +100,7 @@ def _read(name: str, tree: Any, job_prompt: PromptSpec | None) -> PromptSet:
     if tree.get("rows"):
         return _rendered(name, tree, job_prompt)
     prompts = tuple(_named(number, given, name) for number, given in enumerate(tree["prompts"], 1))
-    return PromptSet(name, prompts)
+    return PromptSet(name, prompts, None if job_prompt is None else Prompts.build(job_prompt).chat_template)
 
 
 def _named(number: int, given: Any, where: str) -> NamedPrompt:

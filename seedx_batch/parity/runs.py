@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from seedx_batch import __version__, models, platforms, spec
+from seedx_batch import __version__, durable, models, platforms, spec
 from seedx_batch.engine.scoring import score
 from seedx_batch.errors import Fault, SpecError
 from seedx_batch.identity import fingerprint
@@ -97,7 +97,12 @@ def record(target: Target, asked: Asked, path: Path, say: Say, reference: Record
     Args:
         reference: its prompts' tokens are used as they are, and its greedy continuations are scored; otherwise the
             engine's own are.
+
+    Raises:
+        StorageError: the file cannot be written, which is seen before the engine starts.
+        EngineError, SpecError: see engine/scoring.py.
     """
+    durable.check_place(path)
     with tempfile.TemporaryDirectory(prefix="seedx-batch-parity-") as workshop:
         request, env, where = _request(target, asked, Path(workshop), reference)
         answer = score(request, env, lambda said: say(f"{asked.label}: {said}"))

@@ -1,17 +1,17 @@
-"""A comparison as tables for a person: Markdown that reads well in a terminal too.
+"""A comparison as tables for a person: Markdown that reads well in a terminal too, and JSON that holds the same.
 
-Must never know records or engines: it is given comparison.report's JSON values.
+Must never know records or engines: it is given comparison.report's values.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from seedx_batch.errors import StorageError
 
-Row = Sequence[str]
-
+_ROLES = ("reference", "engine", "noise floor")
 _TOTALS = (
     ("tokens, free-running", "num_tokens"),
     ("tokens that match", "num_matching"),
@@ -36,39 +36,35 @@ _PROMPT_COLUMNS = (
 )
 
 
-def as_text(told: Mapping[str, Any]) -> str:
-    """The report: what was compared, the card's tables, the verdict."""
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells are texts; `notes` stand below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+def tables(told: Mapping[str, Any]) -> list[Table]:
+    """What was compared, the card's tables, the verdict."""
     comparisons = told["comparisons"]
-    lines = [f"# Parity: {comparisons[0]['title']}", ""]
-    sides = [comparisons[0]["reference"], *(one["candidate"] for one in comparisons[:2])]
-    roles = ("reference", "engine", "noise floor")
-    lines += _table(
-        ["", "what", "device", "signature"],
-        [
-            [role, side["name"], f"{side['hardware']['device']}, {side['hardware']['processor']}", side["signature"]]
-            for role, side in zip(roles, sides, strict=False)
-        ],
-    )
-    lines += ["", "## In all", ""]
-    has_floor = len(comparisons) > 1
-    further = [f"engine against {one['reference']['name']}" for one in comparisons[2:]]
-    lines += _table(
-        ["", "engine", *(["noise floor"] if has_floor else []), *further],
-        [[label, *(_total(one["totals"], figure) for one in comparisons)] for label, figure in _TOTALS],
-    )
-    lines += [
-        "",
-        f"Places: {comparisons[0]['distributions']}, mean-centred. A near-tie: the reference rates the two tokens less "
-        f"than {comparisons[0]['near_tie']:g} nats apart.",
-    ]
-    for one in comparisons[:2]:
-        lines += ["", f"## {one['title']}", ""]
-        lines += _table(
-            _PROMPT_COLUMNS,
-            [_prompt(prompt) for prompt in one["prompts"]],
-        )
-    lines += ["", "## Verdict", "", *_verdict(told)]
+    return [_sides(comparisons), _in_all(comparisons), *map(_of_prompts, comparisons[:2]), _verdict(told)]
+
+
+def as_text(told: Mapping[str, Any]) -> str:
+    """The report for a person."""
+    lines = [f"# Parity: {told['comparisons'][0]['title']}"]
+    for table in tables(told):
+        lines += ["", f"## {table.title}", "", *_markdown(table)]
+        lines += [line for note in table.notes for line in ("", note)]
     return "\n".join(lines)
+
+
+def as_json(told: Mapping[str, Any]) -> str:
+    """The report for a program; with the tables too, for one that only shows them."""
+    tree = {**told, "tables": [asdict(table) for table in tables(told)]}
+    return json.dumps(tree, ensure_ascii=False, indent=2, allow_nan=False)
 
 
 def save(told: Mapping[str, Any], path: Path) -> None:
@@ -86,9 +82,28 @@ def save(told: Mapping[str, Any], path: Path) -> None:
         raise StorageError(f"'{path}' cannot be written: {error.strerror or error}") from error
 
 
-def as_json(told: Mapping[str, Any]) -> str:
-    """The report for a program."""
-    return json.dumps(told, ensure_ascii=False, indent=2, allow_nan=False)
+def _sides(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    sides = [comparisons[0]["reference"], *(one["candidate"] for one in comparisons[:2])]
+    rows = [
+        [role, side["name"], f"{side['hardware']['device']}, {side['hardware']['processor']}", side["signature"]]
+        for role, side in zip(_ROLES, sides, strict=False)
+    ]
+    return Table("What was compared", ["", "what", "device", "signature"], rows)
+
+
+def _in_all(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    further = [f"engine against {one['reference']['name']}" for one in comparisons[2:]]
+    columns = ["", "engine", *(["noise floor"] if len(comparisons) > 1 else []), *further]
+    rows = [[label, *(_total(one["totals"], figure) for one in comparisons)] for label, figure in _TOTALS]
+    note = (
+        f"Places: {comparisons[0]['distributions']}, mean-centred. A near-tie: the reference rates the two tokens less "
+        f"than {comparisons[0]['near_tie']:g} nats apart."
+    )
+    return Table("In all", columns, rows, [note])
+
+
+def _of_prompts(one: Mapping[str, Any]) -> Table:
+    return Table(one["title"], _PROMPT_COLUMNS, [_prompt(prompt) for prompt in one["prompts"]])
 
 
 def _total(totals: Mapping[str, Any], figure: str) -> str:
@@ -128,35 +143,28 @@ def _prompt(prompt: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _verdict(told: Mapping[str, Any]) -> list[str]:
+def _verdict(told: Mapping[str, Any]) -> Table:
     verdict = told["verdict"]
     criteria = verdict["criteria"]
-    lines = _table(
-        ["criterion", "value", "threshold", "noise floor", "limit", "holds"],
+    rows = [
         [
-            [
-                criterion["name"],
-                *(_percent(criterion[name]) for name in ("value", "threshold", "floor", "limit")),
-                "yes" if criterion["holds"] else "NO",
-            ]
-            for criterion in criteria
-        ],
-    )
+            criterion["name"],
+            *(_percent(criterion[name]) for name in ("value", "threshold", "floor", "limit")),
+            "yes" if criterion["holds"] else "NO",
+        ]
+        for criterion in criteria
+    ]
+    notes = []
     excused = [criterion["name"] for criterion in criteria if criterion["limit"] != criterion["threshold"]]
     if excused:
         factor = told["thresholds"]["floor_factor"]
-        lines += [
-            "",
+        notes.append(
             f"The noise floor itself is beyond the threshold of: {', '.join(excused)}. No engine can be expected to "
-            f"hold it with this model in this dtype: the limit is {factor:g} times the floor.",
-        ]
-    absolutely = "hold" if verdict["passed_absolutely"] else "do not all hold"
-    lines += [
-        "",
-        f"The thresholds taken absolutely {absolutely}.",
-        f"**{'passed' if verdict['passed'] else 'FAILED'}**",
-    ]
-    return lines
+            f"hold it with this model in this dtype: the limit is {factor:g} times the floor."
+        )
+    notes.append(f"The thresholds taken absolutely {'hold' if verdict['passed_absolutely'] else 'do not all hold'}.")
+    notes.append(f"**{'passed' if verdict['passed'] else 'FAILED'}**")
+    return Table("Verdict", ["criterion", "value", "threshold", "noise floor", "limit", "holds"], rows, notes)
 
 
 def _number(value: float | None) -> str:
@@ -169,10 +177,11 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.3g} %"
 
 
-def _table(heads: Row, rows: Sequence[Row]) -> list[str]:
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+def _markdown(table: Table) -> list[str]:
+    rows = [table.columns, *table.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
 
-    def line(cells: Row) -> str:
+    def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
-    return [line(heads), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *(line(row) for row in rows)]
+    return [line(table.columns), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, table.rows)]

@@ -150,5 +150,6 @@ def test_the_command_line(exact: Record, tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(printed) == json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert (tmp_path / "p.md").read_text(encoding="utf-8").startswith("# Parity: vllm bfloat16 against")
     assert ask(capsys, "parity", "compare", exact.path, tmp_path / "none")[0] == 66
+    assert ask(capsys, *given, "-o", tmp_path / "none/p.json")[0] == 74
     code, _, message = ask(capsys, "parity", tmp_path / "no-model")
     assert (code, "no-model" in message) == (78, True)
