@@ -175,7 +175,7 @@ def judged(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-relative-error", type=float, default=0.01, show_default=True),
         click.option("--min-cosine", type=float, default=0.999, show_default=True),
         click.option("--min-token-match", type=float, default=0.98, show_default=True),
-        click.option("--floor-factor", type=float, default=2.0, show_default=True, help="Times the noise floor."),
+        click.option("--floor-factor", type=float, default=1.5, show_default=True, help="Times the noise floor."),
         click.option("--near-tie", type=float, help="Nats; default: 0.25, or 0.001 where both are float32."),
         click.option(
             "-o",

@@ -36,7 +36,7 @@ class Thresholds:
     relative_error: float = 0.01
     cosine: float = 0.999
     token_match: float = 0.98
-    floor_factor: float = 2.0
+    floor_factor: float = 1.5
     near_tie: float | None = None
 
     def near_tie_of(self, headers: Sequence[Header]) -> float:

@@ -120,6 +120,8 @@ def _total(totals: Mapping[str, Any], figure: str) -> str:
         return f"{value:.1%}"
     if figure == "relative_error":
         return _percent(value)
+    if figure == "cosine":
+        return _cosine(value)
     return f"{value:,}" if isinstance(value, int) else _number(value)
 
 
@@ -138,7 +140,9 @@ def _prompt(prompt: Mapping[str, Any]) -> list[str]:
         told,
         "equal" if prompt["num_texts_equal"] else "differs",
         f"{prompt['top1_agreement']:.1%}",
-        *(_number(prompt[name]) for name in ("kl", "cosine", "max_error", "mean_error", "rmse")),
+        _number(prompt["kl"]),
+        _cosine(prompt["cosine"]),
+        *(_number(prompt[name]) for name in ("max_error", "mean_error", "rmse")),
         _percent(prompt["relative_error"]),
     ]
 
@@ -162,15 +166,22 @@ def _verdict(told: Mapping[str, Any]) -> Table:
             f"The noise floor itself is beyond the threshold of: {', '.join(excused)}. No engine can be expected to "
             f"hold it with this model in this dtype: the limit is {factor:g} times the floor."
         )
+    rates = " and ".join(
+        f"{one['totals']['token_match']:.1%} ({role})"
+        for role, one in zip(_ROLES[1:], told["comparisons"], strict=False)
+    )
+    notes.append(f"Token match with near-ties and what follows them: {rates}.")
     notes.append(f"The thresholds taken absolutely {'hold' if verdict['passed_absolutely'] else 'do not all hold'}.")
     notes.append(f"**{'passed' if verdict['passed'] else 'FAILED'}**")
     return Table("Verdict", ["criterion", "value", "threshold", "noise floor", "limit", "holds"], rows, notes)
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.6f}" if value > 0.5 else f"{value:.3g}"
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6f}"
 
 
 def _percent(value: float | None) -> str:
