@@ -79,33 +79,34 @@ def test_bfloat16_is_as_good_as_the_noise_floor(told: dict[str, Any]) -> None:
     assert told["verdict"]["passed"]
 
 
-def test_a_planted_fault_fails(folder: Path, reference: Path) -> None:
-    """In float32 the model passes by far, and fails with one weight tensor a twentieth too large."""
-    asked = ("--set", "model.dtype=float32", "--against", str(reference), "--json")
-    good, bad = parity(folder, "model", *asked), parity(folder, "faulty", *asked)
-    assert (good.returncode, bad.returncode) == (0, 65), good.stderr + bad.stderr
-    figures = [json.loads(ended.stdout)["comparisons"][0]["totals"]["relative_error"] for ended in (good, bad)]
-    assert figures[0] < 1e-5 < 1e-2 < figures[1]
-
-
 def test_records_of_two_machines(folder: Path, reference: Path) -> None:
-    """A record of vLLM's own continuations is compared with the reference's without an engine."""
-    asked = ("record", "model", "--set", "model.dtype=float32", "--max-tokens", NUM_TOKENS, "--keep", "30")
+    """A record of vLLM's own continuations in float32 is the reference's, compared without an engine."""
+    asked = ("record", "model", "--set", "model.dtype=float32", "--max-tokens", NUM_TOKENS)
     ended = parity(folder, *asked, "-o", "engine.parquet")
     assert ended.returncode == 0, ended.stderr
-    assert parity(folder, "compare", "reference.parquet", "engine.parquet").returncode == 0
+    ended = parity(folder, "compare", "reference.parquet", "engine.parquet", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["comparisons"][0]["totals"]["relative_error"] < 1e-5
     engine, other = Record(folder / "engine.parquet"), Record(reference)
-    assert engine.path.stat().st_size < other.path.stat().st_size
     for number in range(len(other)):
         assert engine[number].output_token_ids == other[number].output_token_ids
         assert np.allclose(engine[number].likeliest.logprobs, other[number].likeliest.logprobs, atol=1e-4)
 
 
+def test_a_planted_fault_fails(folder: Path, reference: Path) -> None:
+    """With one weight tensor a twentieth too large the model fails against the record of the right one."""
+    ended = parity(folder, "faulty", "--set", "model.dtype=float32", "--against", str(reference), "--json")
+    assert ended.returncode == 65, ended.stderr
+    totals = json.loads(ended.stdout)["comparisons"][0]["totals"]
+    assert 0.01 < totals["relative_error"] < 0.2
+    assert totals["num_places"] == sum(len(one.output_token_ids) for one in Record(reference).prompts())
+
+
 def test_an_engine_that_breaks_is_told(folder: Path) -> None:
-    """A model without weights ends with 69 and the reason, for either engine."""
+    """A model without weights ends with 69 and the reason, and leaves no record."""
     shutil.copytree(folder / "model", folder / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
-    for engine in ("vllm", "transformers"):
-        ended = parity(folder, "record", "empty", "--engine", engine, "-o", "none.parquet")
-        assert ended.returncode == 69, ended.stderr
-        assert "safetensors" in ended.stderr or "weights" in ended.stderr, ended.stderr
+    ended = parity(folder, "record", "empty", "--engine", "transformers", "-o", "none.parquet")
+    assert ended.returncode == 69
+    assert "transformers cannot load" in ended.stderr
+    assert "safetensors" in ended.stderr
     assert not (folder / "none.parquet").exists()
