@@ -73,6 +73,16 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
+def check_place(path: Path) -> None:
+    """Lets pass a file that can be written, before the work is done that it is for.
+
+    Raises:
+        StorageError: its folder is not there or not writable.
+    """
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StorageError(f"'{path}' cannot be written: '{path.parent}' is no folder that may be written to")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Tells an OSError in its body as a StorageError about `path`: where, what, what to do."""

@@ -40,7 +40,7 @@ FLOORS = [
     {"plan", "shelf", "twins", "intake", "ahead"},
     {"loop", "retry", "footers"},
     {"worker"},
-    {"executors", "status", "card", "supervision", "validate", "doctor"},
+    {"executors", "status", "card", "supervision", "validate", "doctor", "parity"},
     {"report"},
     {"launch", "progress", "screen"},
     {"preview"},
@@ -57,7 +57,7 @@ HOMES = {
     "click": {"cli"},
     "tqdm": {"progress"},
     "pygal": {"report"},
-    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate", "retry"},
+    "pyarrow": {"sources", "parts", "journal", "rundir", "plan", "card", "shelf", "validate", "retry", "parity"},
     "subprocess": {"executors", "launch", "packaged", "engine", "doctor"},
 }
 

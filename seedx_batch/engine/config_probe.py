@@ -70,7 +70,7 @@ def probe(args: Mapping[str, Any], env: Mapping[str, str], timeout_s: float = 30
 def main() -> None:
     """Answer what is asked on standard input."""
     asked = json.load(sys.stdin)
-    with _standard_output_apart() as output:
+    with standard_output_apart() as output:
         os.environ.update(asked["env"])
         before = dict(os.environ)
         warnings = _collect_warnings()
@@ -179,7 +179,7 @@ def _collect_warnings() -> list[str]:
 
 
 @contextlib.contextmanager
-def _standard_output_apart() -> Iterator[int]:
+def standard_output_apart() -> Iterator[int]:
     """The descriptor of standard output, while whatever else is printed there goes to standard error."""
     output = os.dup(1)
     os.dup2(2, 1)

@@ -47,6 +47,7 @@ _CALLS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (LLMEngine, "abort_request", ("request_ids",)),
     (LLMEngine, "step", ()),
     (LLM, "get_tokenizer", ()),
+    (LLM, "generate", ("prompts", "sampling_params", "use_tqdm")),
 )
 _MAX_PREPARED = 1024
 _MAX_REASON_CHARS = 400
@@ -84,6 +85,7 @@ class VllmEngine:
         self.versions: Mapping[str, str] = _versions()
         self.num_kv_tokens: int = (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
         self.block_size: int = config.cache_config.block_size
+        self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.num_steps = 0
         self.num_output_tokens = 0
         self.num_prefilled_tokens = 0
@@ -211,6 +213,25 @@ class VllmEngine:
         names = [name for name in map(_name, requests) if self._flights.pop(name, None) is not None]
         if names:
             self._engine.abort_request(names)
+
+    def continuations(self, prompts: Sequence[list[int]], params: Sequence[Params]) -> list[list[int]]:
+        """The output tokens of prompts, all generated in one call; for comparisons rather than for jobs.
+
+        Raises:
+            EngineError: vLLM refuses them, or failed.
+        """
+        if self._llm is None:
+            raise EngineDied("the engine is closed")
+        given = [{"prompt_token_ids": token_ids} for token_ids in prompts]
+        try:
+            outputs = self._llm.generate(
+                prompts=given, sampling_params=[SamplingParams(**asked) for asked in params], use_tqdm=False
+            )
+        except SeedxBatchError:  # a signal's handler raised it
+            raise
+        except Exception as error:  # as in `step`
+            raise EngineError(f"vLLM failed: {_reason(error)}") from error
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     def close(self) -> None:
         """Ends the engine and its processes."""
