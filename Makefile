@@ -5,14 +5,20 @@ PYTHON = "$$(requirements/setup.sh --dev)"
 BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py)
 FAST = -m "not engine and not process and not compat"
 
-.PHONY: setup test check format compat torture bench fuzz lock clean lint types fast
+.PHONY: setup test without-engine with-engine check format compat torture bench fuzz lock clean lint types fast
 
 setup:
 	@requirements/setup.sh --dev >/dev/null
 
+# Two at a time: what waits in one leaves the cores to the other.
 test: setup
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target without-engine with-engine
+
+without-engine:
 	$(PYTHON) -m pytest -m "not engine and not compat"
-	$(PYTHON) -m pytest -m "engine and not compat"
+
+with-engine:
+	$(PYTHON) -m pytest -m "engine and not compat" --durations 15
 
 check: setup
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target lint types fast
