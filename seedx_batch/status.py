@@ -254,7 +254,7 @@ def _workers(run: RunDirectory, is_running: bool) -> Iterable[WorkerStatus]:
         if not lines:
             continue
         last = lines[-1]
-        phase = _PHASES.get(last["event"], "planned")
+        phase = "finished" if last["event"] == "finished" else _PHASES.get(last["event"], "planned")
         phase = _GONE if phase in _AT_WORK and not is_running else phase
         # Counters begin anew with each start, and before its first checkpoint they are 0.
         own = [line for line in lines if line["launch"] == last["launch"] and line["event"] in ("loaded", "checkpoint")]

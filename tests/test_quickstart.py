@@ -105,15 +105,15 @@ def test_statistics_equal_a_recount(quickstart: Path) -> None:
     assert sum(shard["num_rows"] for shard in stats) == len(rows)
 
 
-def test_killed_five_times(quickstart: Path, clone: Path) -> None:
-    """kill -9 of the group at five moments of a real run: no row twice, none lost, none generated again.
+def test_killed_three_times(quickstart: Path, clone: Path) -> None:
+    """kill -9 of the group at three moments of a real run: no row twice, none lost, none generated again.
 
     Texts equal those of the undisturbed run but for near-ties, which depend on the batch a row is in; they are counted.
     """
     command = ["./run_job.sh", "jobs/quickstart.yaml", "--limit", "96"]
     command += ["--set", "executor.checkpoint_s=0.2", "--set", "engine.max_num_seqs=8"]
     run = clone / "runs/quickstart-limit-96"
-    for least in (None, 0, 1, 5, 20):  # rows of that launch; None: while the engine loads
+    for least in (None, 1, 9):  # rows of that launch; None: while the engine loads
         earlier = {line["launch"] for line in ledger.read(run / LEDGER)}
         process = subprocess.Popen(command, cwd=clone, stderr=subprocess.DEVNULL, start_new_session=True)
         wait_for(process, run, earlier, least)
