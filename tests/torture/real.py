@@ -9,12 +9,15 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from seedx_batch import ledger
-from tests.jobs import LEDGER, parts_of, seedx_batch, start, wait_for_rows, write_job, write_rows
+from seedx_batch.errors import RunDirectoryBusy, StorageError
+from seedx_batch.rundir import RunDirectory
+from tests.jobs import LEDGER, parts_of, seedx_batch, start, wait_for_rows, wait_until, write_job, write_rows
 from tests.tiny_models import tiny_seed_x
 from tests.torture.kills import End, Kill, saved
 
@@ -45,6 +48,8 @@ def torture(seed: int, num_kills: int, folder: Path) -> Iterator[Kill | End]:
                 time.sleep(seconds)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+            # A dead worker holds the run's lock until the system has taken its memory back.
+            wait_until(partial(_is_free, RunDirectory(job.parent / "run")))
             num_kills -= 1
             yield _judge_kill(run, where, job.parent, before, earlier)
         done = seedx_batch("run", job)
@@ -52,6 +57,16 @@ def torture(seed: int, num_kills: int, folder: Path) -> Iterator[Kill | End]:
             raise RuntimeError(f"{job}: {done.stderr}")
         yield _judge_end(job.parent)
         shutil.rmtree(job.parent)
+
+
+def _is_free(run: RunDirectory) -> bool:
+    try:
+        with run.lock():
+            return True
+    except RunDirectoryBusy:
+        return False
+    except StorageError:  # it was killed before there was a folder
+        return True
 
 
 def _job(folder: Path, model: Path) -> Path:
