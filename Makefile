@@ -3,6 +3,7 @@
 
 PYTHON = "$$(requirements/setup.sh --dev)"
 BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py)
+IN_OTHER_PROCESSES = tests/test_quickstart.py tests/test_packaged.py
 FAST = -m "not engine and not process and not compat"
 
 .PHONY: setup test without-engine with-engine check format compat torture bench fuzz lock clean lint types fast
@@ -16,9 +17,10 @@ test: setup
 
 without-engine:
 	$(PYTHON) -m pytest -m "not engine and not compat"
+	$(PYTHON) -m pytest -m "engine and not compat" $(IN_OTHER_PROCESSES)
 
 with-engine:
-	$(PYTHON) -m pytest -m "engine and not compat" --durations 15
+	$(PYTHON) -m pytest -m "engine and not compat" --durations 15 $(IN_OTHER_PROCESSES:%=--ignore %)
 
 check: setup
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target lint types fast

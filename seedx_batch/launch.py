@@ -230,20 +230,22 @@ def _watch(
 
     def attend(worker: LocalWorker) -> int:
         shown_at, num_stops = 0.0, 0
-        while (code := worker.poll()) is None:
+        while True:
+            code = worker.poll()
             if len(pending) > num_stops:
                 num_stops = len(pending)
                 worker.stop(at_once=num_stops > 1)
                 progress.say(
                     "stopping: finished rows are being saved" + (" (once more: at once)" if num_stops > 1 else "")
                 )
+            if code is not None:
+                return code
             if supervision.is_stalled():
                 worker.kill()
             if time.monotonic() - shown_at >= _SHOW_S:
                 progress.show(status.glance(directory, planned))
                 shown_at = time.monotonic()
             time.sleep(_POLL_S)
-        return code
 
     before = {number: signal.signal(number, note) for number in signals.heard()}
     try:

@@ -359,7 +359,8 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # told as None
-    writer.allow_unicode = True
+    # The writer leaves these as they are, and the reader takes them for ends of lines.
+    writer.allow_unicode = not any(sign in json.dumps(tree, ensure_ascii=False) for sign in "\x85\u2028\u2029")
     writer.width = 120
     writer.dump(tree, text)
     return text.getvalue()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seedx_batch import spec
@@ -166,6 +166,7 @@ def test_only_result_sections_are_results() -> None:
         },
     )
 )
+@example({"stop": ["\x85", "a\u2028b", "\u2029"]})
 def test_a_job_survives_its_own_yaml(decoding: dict[str, object]) -> None:
     """What a worker reads back from RUN/job.yaml is the job that was asked for."""
     tree = {"name": "t", "input": {"path": "a"}, "prompt": {"preset": "p"}, "model": {"name": "m"}}
