@@ -112,7 +112,7 @@ def _job(found: _Findings) -> None:
 
 def _parts(found: _Findings, plan: Plan | None) -> None:
     run = found.run
-    names = {run.part_name(index, len(plan.shards)): index for index in range(len(plan.shards))} if plan else None
+    names = _names(run, plan) if plan else None
     unchanged = set() if plan is None else {file.path for file in plan.files if sources.changed(file) is None}
     if plan is not None and len(unchanged) < len(plan.files):
         found.notes.append("note: the input has changed, so that rows were compared with the plan only")
@@ -133,6 +133,12 @@ def _parts(found: _Findings, plan: Plan | None) -> None:
                 found.num_rows += table.num_rows
             except ValueError as error:
                 found.move(path, f"is damaged: {error}", f"{_AGAIN}{_rows(shard)}")
+
+
+def _names(run: RunDirectory, plan: Plan) -> dict[str, int]:
+    """The names that parts may have, and their shards; those from before rows were added are yet to be changed."""
+    totals = (len(plan.shards), *plan.earlier)
+    return {run.part_name(index, total): index for total in totals for index in range(total)}
 
 
 def _check_part(footer: Footer, table: pa.Table, plan: Plan | None, shard: Shard | None) -> None:
@@ -175,9 +181,12 @@ def _check_rows(table: pa.Table, plan: Plan, shard: Shard, reader: Reader) -> No
 
 def _journals(found: _Findings, plan: Plan | None) -> None:
     run = found.run
+    names = _names(run, plan) if plan else {}
+    published = {names[path.name] for path in run.parts.glob("*.parquet") if path.name in names}
+    again = plan.retry.shards.keys() if plan and plan.retry else set()
     for index in sorted(run.journaled()):
         path = run.journal(index)
-        if plan is not None and run.part(index, len(plan.shards)).exists():
+        if index in published - again:
             continue  # its part was published, and nobody has removed it yet
         shard = plan.shards[index] if plan and index < len(plan.shards) else None
         try:

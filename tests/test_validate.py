@@ -4,6 +4,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 
 from seedx_batch import parts, seal
 from seedx_batch.journal import Journal
-from seedx_batch.plan import Plan
+from seedx_batch.plan import Plan, Retry
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.validate import validate
 from tests.jobs import ask, parts_of, run_here, write_job, write_rows
@@ -80,6 +81,33 @@ def test_a_good_run_is_silent(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert (code, told.count("\n")) == (0, 1)
     assert "no damage in 2 of 4 parts with 20 rows, 2 journals with 13" in told
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_killed_launch_left_to_do_is_no_damage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parts that are yet to be renamed after rows were added belong to the run; nobody is told to move them away."""
+    run = RunDirectory(folder / "run")
+    plan = Plan.from_json(run.read_text(run.plan), "plan.json")
+    run.write_text(run.plan, replace(plan, earlier=(3,)).to_json())
+    run.part(0, 4).rename(run.part(0, 3))
+    code, _, told = ask(capsys, "validate", run.path)
+    assert (code, "no damage in 2 of 4 parts with 20 rows, 2 journals" in told) == (0, True), told
+
+
+def test_the_journal_of_rows_that_run_again_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shard whose failed rows run again has a part and a journal, and both are looked at."""
+    run = RunDirectory(folder / "run")
+    plan = Plan.from_json(run.read_text(run.plan), "plan.json")
+    whole = run.part(0, 4).read_bytes()
+    journal_of(run, 0)
+    run.part(0, 4).write_bytes(whole)
+    content = bytearray(run.journal(0).read_bytes())
+    content[30] ^= 1
+    run.journal(0).write_bytes(content)
+    assert ask(capsys, "validate", run.path)[0] == 0  # a leftover, as nothing runs again
+    run.write_text(run.plan, replace(plan, retry=Retry(1, ("error",), {0: 1})).to_json())
+    code, _, told = ask(capsys, "validate", run.path)
+    assert code == 65
+    assert f"{run.journal(0)}: is damaged" in told
 
 
 def test_every_flip_is_found(folder: Path) -> None:
