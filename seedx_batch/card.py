@@ -13,6 +13,7 @@ from seedx_batch import parts
 from seedx_batch.errors import SpecError
 from seedx_batch.parts import Footer
 from seedx_batch.plan import Plan
+from seedx_batch.plan import read as read_plan
 from seedx_batch.prompts import Prompts
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.spec import JobSpec, parse
@@ -41,9 +42,7 @@ def finalize(path: Path) -> str:
         SpecError: the folder holds no run, or no shard of it is committed.
     """
     run = RunDirectory(path)
-    if not run.plan.is_file():
-        raise SpecError(f"'{path}' holds no run: give the run_dir of a job that was started")
-    plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
+    plan = read_plan(run)
     spec = parse(run.read_text(run.job), str(run.job))
     footers = _footers(run, plan)
     if not footers:

@@ -83,6 +83,16 @@ def check_place(path: Path) -> None:
         raise StorageError(f"'{path}' cannot be written: '{path.parent}' is no folder that may be written to")
 
 
+def remove(path: Path) -> None:
+    """Removes a file, if there is one.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with writing(path):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Tells an OSError in its body as a StorageError about `path`: where, what, what to do."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from seedx_batch.durable import sync_folder, write, write_all, writing
+from seedx_batch.durable import remove, sync_folder, write, write_all, writing
 from seedx_batch.errors import StorageError
 
 _COUNTS = struct.Struct("<4sIII")
@@ -122,7 +122,7 @@ class Journal:
         """
         with writing(self.path):
             self.close()
-            self.path.unlink(missing_ok=True)
+        remove(self.path)
         self._is_synced = True
 
     def close(self) -> None:

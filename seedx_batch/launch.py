@@ -154,7 +154,7 @@ def _plan(
     retry_failed: bool,
 ) -> Plan:
     if directory.plan.is_file():
-        earlier = Plan.from_json(directory.read_text(directory.plan), str(directory.plan))
+        earlier = plan.read(directory)
         planned = plan.resume(earlier, spec, prompts, model, may_raise=retry_failed, may_extend=extend)
         if planned is not earlier:
             directory.write_text(directory.plan, planned.to_json())

@@ -17,6 +17,7 @@ from seedx_batch.errors import Fault, ResumeRefused, SpecError, StorageError
 from seedx_batch.models import Model
 from seedx_batch.prompts import Prompts
 from seedx_batch.records import Shard
+from seedx_batch.rundir import RunDirectory
 from seedx_batch.sources import CarriedColumn, InputFile, Scan
 from seedx_batch.spec import BeamDecoding, JobSpec
 
@@ -128,6 +129,18 @@ class Plan:
             )
         except (*_DAMAGE, OSError, pa.ArrowException) as error:
             raise StorageError(f"{where}: is damaged ({error}); restore it, or start over in a new run_dir") from error
+
+
+def read(run: RunDirectory) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        SpecError: the folder holds no run.
+        StorageError: the plan is damaged or cannot be read.
+    """
+    if not run.plan.is_file():
+        raise SpecError(f"'{run.path}' holds no run: give the run_dir of a job that was started")
+    return Plan.from_json(run.read_text(run.plan), str(run.plan))
 
 
 def _retry(tree: Mapping[str, Any] | None) -> Retry | None:

@@ -35,7 +35,7 @@ def preview(spec: JobSpec, *, engine_config: bool = False) -> dict[str, Any]:
     prompts, model = launch.understand(spec, fetch=False)
     directory = RunDirectory(spec.directory)
     if directory.plan.is_file():
-        planned = Plan.from_json(directory.read_text(directory.plan), str(directory.plan))
+        planned = plan.read(directory)
         plan.resume(planned, spec, prompts, model)
     else:
         planned = plan.make(spec, prompts, model)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seedx_batch import parts
-from seedx_batch.durable import sync_folder, writing
+from seedx_batch.durable import remove, sync_folder, writing
 from seedx_batch.journal import Journal
 from seedx_batch.plan import Plan, Retry
 from seedx_batch.rundir import RunDirectory
@@ -53,7 +53,7 @@ def begin(run: RunDirectory, plan: Plan, statuses: Collection[str], completion: 
             run.journal(index).touch()
     with writing(run.journals):
         sync_folder(run.journals)
-        run.suspects(0).unlink(missing_ok=True)  # a row that killed engines is to have its chance too
+    remove(run.suspects(0))  # a row that killed engines is to have its chance too
     if not shards:
         return replace(plan, retry=None)
     before = [footer.round for footer in footers.values()] + ([plan.retry.round] if plan.retry else [])

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from seedx_batch import ledger
-from seedx_batch.errors import SpecError
 from seedx_batch.footers import Footers
 from seedx_batch.journal import count_rows
 from seedx_batch.plan import Plan
+from seedx_batch.plan import read as read_plan
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.stats import TokenStats
 
@@ -194,9 +194,7 @@ class Reading:
 
     def __init__(self, path: Path) -> None:
         self.run = RunDirectory(path)
-        if not self.run.plan.is_file():
-            raise SpecError(f"'{path}' holds no run: give the run_dir of a job that was started")
-        self.plan = Plan.from_json(self.run.read_text(self.run.plan), str(self.run.plan))
+        self.plan = read_plan(self.run)
         self.footers = Footers(self.run, self.plan)
 
     def status(self) -> Status:

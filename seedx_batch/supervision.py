@@ -6,10 +6,9 @@ Must never know how workers are started, or what an engine is.
 import signal
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from seedx_batch import flight, ledger, suspects
-from seedx_batch.durable import writing
+from seedx_batch.durable import remove
 from seedx_batch.errors import EngineDied
 from seedx_batch.flight import Sight
 from seedx_batch.ledger import Ledger
@@ -41,7 +40,7 @@ class Supervision:
     def __post_init__(self) -> None:
         self._ledger = Ledger(self.run.ledger(self.rank))
         # What an earlier launch has left says nothing: nobody saw how that one ended.
-        _remove(self.run.flight(self.rank))
+        remove(self.run.flight(self.rank))
 
     def is_stalled(self) -> bool:
         """Whether the engine has been in one step for longer than `stall_s`."""
@@ -79,7 +78,7 @@ class Supervision:
             num_done: rows of the run that have ended.
         """
         in_flight = flight.read(self.run.flight(self.rank)).rows
-        _remove(self.run.flight(self.rank))
+        remove(self.run.flight(self.rank))
         self._seen, self._silent_s = Sight(), 0.0
         if self.num_restarts == 0 and not self._has_loaded():
             return self._give_up(f"{how} before the engine was up")
@@ -107,7 +106,7 @@ class Supervision:
 
     def forget(self) -> None:
         """Forgets which rows may have killed engines: for when the job is done, or nothing can be told."""
-        _remove(self.run.suspects(self.rank))
+        remove(self.run.suspects(self.rank))
 
     def _give_up(self, message: str) -> bool:
         self._ledger.write("failed", message=message, exit_code=EngineDied.exit_code)
@@ -116,8 +115,3 @@ class Supervision:
     def _has_loaded(self) -> bool:
         last = ledger.read_last(self.run.ledger(self.rank)) or {}
         return last.get("event") != "started"
-
-
-def _remove(path: Path) -> None:
-    with writing(path):
-        path.unlink(missing_ok=True)

@@ -26,7 +26,8 @@ from seedx_batch.intake import Intake
 from seedx_batch.ledger import Ledger, rows_since
 from seedx_batch.loop import Counters, Loop
 from seedx_batch.models import Model
-from seedx_batch.plan import Plan, completion_schema, expected_output_tokens, part_schema
+from seedx_batch.plan import completion_schema, expected_output_tokens, part_schema
+from seedx_batch.plan import read as read_plan
 from seedx_batch.prompts import Prompts
 from seedx_batch.rundir import RunDirectory
 from seedx_batch.shelf import Imprint, Shelf
@@ -125,7 +126,7 @@ def _tell(error: SeedxBatchError, ledger: Ledger) -> None:
 
 
 def _work(run: RunDirectory, spec: JobSpec, rank: int, world_size: int, ledger: Ledger) -> bool:
-    plan = Plan.from_json(run.read_text(run.plan), str(run.plan))
+    plan = read_plan(run)
     shards = plan.todo(run.committed() - retry.pending(run, plan))[rank::world_size]
     model = models.resolve(spec.model, fetch=True)
     settings = None if model.is_simulated else _settings(spec, model, expected_output_tokens(plan, spec))
