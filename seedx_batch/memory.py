@@ -51,7 +51,7 @@ class Demand:
     @property
     def one(self) -> int:
         """Keys and values of one full sequence: with less vLLM does not start."""
-        return self.per_token * BLOCK * (-(-self.max_model_len // BLOCK) + _SPARE_BLOCKS)
+        return self.per_token * _num_places(self.max_model_len)
 
     @property
     def all(self) -> int:
@@ -117,11 +117,11 @@ def advice(args: Mapping[str, Any], told: str, free: int) -> str:
     per_token = bytes_per_token(config(folder), str(args.get("dtype", "auto")))
     if per_token is None:
         return f"{sizes}; lower engine.kv_cache_memory_bytes to {max(0, room)}" if room > 0 else sizes
-    if room < per_token * 2 * BLOCK:
+    if room < per_token * _num_places(1):
         wanted = weights + PROGRAM + per_token * SEQ_TOKENS
         return f"{sizes}; one sequence needs {wanted / _GIB:.1f} GiB: take a smaller model, or a larger machine"
     lower = [f"engine.kv_cache_memory_bytes to {room // _MIB * _MIB}"]
-    num_tokens = room // per_token // BLOCK * BLOCK - BLOCK
+    num_tokens = room // per_token // BLOCK * BLOCK - _SPARE_BLOCKS * BLOCK
     length = args.get("max_model_len")
     if isinstance(length, int) and num_tokens < length:
         lower.append(f"model.max_model_len to {num_tokens}")
@@ -143,10 +143,14 @@ def kv_bytes(described: Mapping[str, Any], dtype: str, max_model_len: int, max_n
     if per_token is None:
         return min(_KV_UNKNOWN, limit)
     full, usual = (
-        per_token * BLOCK * (-(-num_tokens // BLOCK) + _SPARE_BLOCKS)
-        for num_tokens in (max_model_len, min(max_model_len, SEQ_TOKENS))
+        per_token * _num_places(num_tokens) for num_tokens in (max_model_len, min(max_model_len, SEQ_TOKENS))
     )
     return int(max(full, min(usual * max_num_seqs, limit)))
+
+
+def _num_places(num_tokens: int) -> int:
+    """Tokens that memory must have room for so that a sequence of so many runs."""
+    return BLOCK * (-(-num_tokens // BLOCK) + _SPARE_BLOCKS)
 
 
 def bytes_per_token(described: Mapping[str, Any], dtype: str) -> int | None:
