@@ -155,11 +155,9 @@ class Loop:
             self._step(rows_left=seconds is None and bool(self.ahead or self._held))
             self._checkpoint_if_due()
             self.shelf.publish_full()
-        # Of shards whose last rows were in their journals, no row may have come through the loop.
+        # A shard whose last rows were in its journal is full without a step.
         self.shelf.publish_full()
         self.checkpoint()
-        # A shard whose journal held every row is full without a step.
-        self.shelf.publish_full()
         self.shelf.wait()
         if too_many is not None:
             raise too_many
