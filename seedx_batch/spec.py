@@ -46,6 +46,7 @@ _MODEL_KEYS = {
 
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 
 
 def _is_name(value: Any) -> Any:
@@ -359,8 +360,8 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # told as None
-    # The writer leaves these as they are, and the reader takes them for ends of lines.
-    writer.allow_unicode = not any(sign in json.dumps(tree, ensure_ascii=False) for sign in "\x85\u2028\u2029")
+    # The writer leaves such signs as they are, and the reader takes them for ends of lines.
+    writer.allow_unicode = not _LINE_ENDS.search(json.dumps(tree, ensure_ascii=False))
     writer.width = 120
     writer.dump(tree, text)
     return text.getvalue()

@@ -42,6 +42,7 @@ _METHODS = (
     "items join keys lower lstrip partition removeprefix removesuffix replace rfind rpartition rsplit rstrip split "
     "splitlines startswith strip swapcase time title upper values"
 )
+_CALLABLE = frozenset(_METHODS.split())
 _OWNERS = (str, list, tuple, Mapping, date, time)
 """Whose methods may be called."""
 
@@ -106,7 +107,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, LoopContext | Cycler):
             return name in ("cycle", "changed", "next", "reset")
-        return isinstance(owner, _OWNERS) and name in _METHODS.split()
+        return isinstance(owner, _OWNERS) and name in _CALLABLE
 
     def wrap_str_format(self, value: Any) -> None:
         """Nothing: `format` is no method that may be called."""
